@@ -1,0 +1,41 @@
+# make demo    hear it work: server, master, two workers, a report
+# make test    lint, types, import contracts, tests
+# make bench   what the harness costs and how right it is (minutes; results in benchmarks/results/)
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: install demo check test bench clean
+
+# One stamp a set of extras: a new user of `make demo` need not wait for the linters.
+$(VENV)/.user: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"cicada needs Python 3.11, 3.12 or 3.13; {sys.executable} is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12 demo")'
+	@echo "Making $(VENV) and installing pinned dependencies (about a minute, once) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[load,server,espeak,analysis]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.user
+	@echo "Installing what the tests need ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[load,server,espeak,analysis,dev]'
+	@touch $@
+
+install: $(VENV)/.user
+
+demo: $(VENV)/.user
+	@$(BIN)/python -m workers demo
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/pytest -n 2 --dist worksteal
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) runs spool

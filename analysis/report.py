@@ -1,0 +1,166 @@
+"""`python -m analysis.report RUN`: what a run says, and how far to believe it.
+
+Reads options and writes files; computes no figure (summary.py) and lays out no page (page.py).
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from analysis import page
+from analysis.runs import ForeignRun, open_run, read_table
+from analysis.server_join import ForeignTrace, import_trace
+from analysis.summary import METRICS, summarise_run
+
+EXAMPLES = """\
+examples:
+  python -m analysis.report runs/latest
+      the newest run: what it says, and how far to believe it
+  python -m analysis.report runs/latest --server-log trace.jsonl
+      beside it, what the server says of the same requests (python -m gpu_server --trace trace.jsonl);
+      the rows are kept in the run, later reports need no --server-log
+  python -m analysis.report runs/20261120-101500-speech --output /tmp/report
+      write report.json and summary.csv somewhere else than into the run
+
+exit status: 0 a report was made (whatever it says); 2 there was no run to report on.
+"""
+FALLBACK_WIDTH = 120
+NARROWEST, WIDEST = 100, 140
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make a report; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        figures = report(options.run, options.server_log)
+        written = write(figures, options.output or Path(figures["path"]))
+    except (ForeignRun, ForeignTrace) as error:
+        return _fail(str(error))
+    except OSError as error:
+        elsewhere = "; --output DIR writes the report elsewhere" if isinstance(error, PermissionError) else ""
+        return _fail(f"{error.filename or options.run}: {error.strerror or error}{elsewhere}")
+    _say(page.render(figures, Console(width=_width(options.width), highlight=False)))
+    _say(f"Written: {', '.join(map(str, written))}")
+    return 0
+
+
+def _say(text: str) -> None:
+    """Print to wherever standard output goes: a log may not know every character, a reader may have left."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "replace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+
+
+def report(run_dir: Path, server_logs: Sequence[Path] = ()) -> dict[str, Any]:
+    """All figures of a run (see summary.py). Raises ForeignRun, ForeignTrace, OSError."""
+    run = open_run(run_dir)
+    for path in server_logs:
+        import_trace(run, path)
+    if server_logs:
+        run = replace(run, server=read_table(run.path, "server"))
+    return summarise_run(run)
+
+
+def write(figures: dict[str, Any], directory: Path) -> list[Path]:
+    """Write report.json and summary.csv; the paths written."""
+    directory.mkdir(parents=True, exist_ok=True)
+    as_json, as_csv = directory / "report.json", directory / "summary.csv"
+    as_json.write_text(json.dumps(_plain(figures), indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    with as_csv.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _csv_columns())
+        writer.writeheader()
+        for name, row in [*figures["texts"].items(), ("all", figures["overall"])]:
+            rates = figures["throughput"] if name == "all" else {}
+            writer.writerow({"text": name, **_csv_row(row), **{key: rates.get(key) for key in CSV_RATES}})
+    return [as_json, as_csv]
+
+
+CSV_COUNTS = ("started", "answered", "failed", "cut", "success_rate_percent", "text_chars", "audio_duration_ms")
+CSV_RATES = ("asps", "rps", "cps", "wall_s")
+CSV_QUANTILES = ("p50", "p95", "p99")
+
+
+def _csv_columns() -> list[str]:
+    quantiles = [f"{_stem(name)}_{q}{_unit(name)}" for name, _, _ in METRICS for q in CSV_QUANTILES]
+    latency = [f"latency_{key}" for key in ("mean_ms", "std_ms", "p50_ms", "p95_ms", "p99_ms", "min_ms", "max_ms")]
+    return ["text", *CSV_COUNTS, *quantiles, *latency, *CSV_RATES]
+
+
+def _csv_row(row: dict[str, Any]) -> dict[str, Any]:
+    """One text's figures, flat. A quantile that too few turns stand behind is an empty cell."""
+    flat = {key: row[key] for key in CSV_COUNTS}
+    for name, _, _ in METRICS:
+        for q in CSV_QUANTILES:
+            flat[f"{_stem(name)}_{q}{_unit(name)}"] = row[name]["quantiles"][q]["value"]
+    return flat | {f"latency_{key}": value for key, value in (row["latency"] or {}).items()}
+
+
+def _stem(metric: str) -> str:
+    return metric.removesuffix("_ms")
+
+
+def _unit(metric: str) -> str:
+    return "_ms" if metric.endswith("_ms") else ""
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _width(asked: int | None) -> int:
+    if asked:
+        return asked
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        return FALLBACK_WIDTH
+    return min(WIDEST, max(NARROWEST, shutil.get_terminal_size((FALLBACK_WIDTH, 40)).columns))
+
+
+def _fail(line: str) -> int:
+    print(f"report: {line}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.report",
+        description="Say what a run found, and first why one should not believe it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory, such as runs/latest")
+    parser.add_argument(
+        "--server-log",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="the server's trace of the same run, to put beside it; may be given several times",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where report.json and summary.csv go (default: RUN)"
+    )
+    parser.add_argument(
+        "--width", type=int, metavar="N", help="columns of the page (default: the terminal's; 120 in a log)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Count what Prometheus asks about. Knows nothing of HTTP or audio."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from gpu_server.admission import Admission
+from gpu_server.trace import TraceRow
+
+_TTFB_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
+
+
+class Metrics:
+    """One registry a server, so that two in a process do not collide."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "gpu_server_requests", "Speech requests by how they ended", ("route", "outcome"), registry=self._registry
+        )
+        self._audio_s = Counter("gpu_server_audio_seconds", "Audio sent", registry=self._registry)
+        self._characters = Counter("gpu_server_characters", "Characters asked for", registry=self._registry)
+        self._ttfb_s = Histogram(
+            "gpu_server_ttfb_seconds",
+            "Request received to first audio bytes written",
+            ("route",),
+            buckets=_TTFB_BUCKETS_S,
+            registry=self._registry,
+        )
+        streams = Gauge("gpu_server_active_streams", "Requests being spoken", registry=self._registry)
+        streams.set_function(lambda: admission.active)
+        queued = Gauge("gpu_server_queue_depth", "Requests waiting for a stream", registry=self._registry)
+        queued.set_function(lambda: admission.queued)
+
+    def observe(self, row: TraceRow) -> None:
+        self._requests.labels(row["route"], row["outcome"]).inc()
+        self._audio_s.inc(row["audio_s"])
+        self._characters.inc(row["characters"] or 0)
+        if row["ttfb_s"] is not None:
+            self._ttfb_s.labels(row["route"]).observe(row["ttfb_s"])
+
+    def exposition(self) -> bytes:
+        return generate_latest(self._registry)

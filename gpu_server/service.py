@@ -1,0 +1,56 @@
+"""Hold what every request shares: engine, admission, faults, trace, metrics. Knows nothing of any one request."""
+
+from dataclasses import dataclass, field
+from itertools import count
+
+from gpu_server.admission import Admission
+from gpu_server.faults import Fault
+from gpu_server.metrics import Metrics
+from gpu_server.pace import Pace
+from gpu_server.speech import Engine
+from gpu_server.trace import TraceLog, TraceRow
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the command line and the environment decided."""
+
+    streams: int = 64
+    queue: int = 256
+    max_characters: int = 4096
+    pace: Pace | None = None
+    chunk_ms: int | None = None
+    faults: tuple[Fault, ...] = ()
+    fault_seed: int = 0
+    token: str | None = field(default=None, repr=False)
+
+
+class Service:
+    """A server's state, from its start to its end."""
+
+    def __init__(self, engine: Engine, settings: Settings, trace: TraceLog | None) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.admission = Admission(settings.streams, settings.queue)
+        self.metrics = Metrics(self.admission)
+        self.warm = False
+        self._trace = trace
+        self._ordinals = count()
+
+    def next_ordinal(self) -> int:
+        return next(self._ordinals)
+
+    async def warm_up(self) -> None:
+        await self.engine.warm_up()
+        self.warm = True
+
+    def record(self, row: TraceRow) -> None:
+        """Write down a finished request."""
+        if self._trace is not None:
+            self._trace.write(row)
+        self.metrics.observe(row)
+
+    def close(self) -> None:
+        self.engine.close()
+        if self._trace is not None:
+            self._trace.close()

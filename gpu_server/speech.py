@@ -1,0 +1,70 @@
+"""Say what an engine is: text in, a stream of audio out. Knows nothing of HTTP, containers or any one engine."""
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+SAMPLE_RATE = 24_000  # Hz, of every engine: one that speaks at another rate resamples inside
+DEFAULT_VOICE = "default"
+
+Pcm: TypeAlias = npt.NDArray[np.int16]
+Chunks: TypeAlias = AsyncGenerator[Pcm, None]
+
+
+class EngineUnavailable(Exception):
+    """The engine asked for cannot run here; the message says how to get it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechRequest:
+    """What to say and how; `speed` 1.0 is the voice's own, 2.0 twice as fast."""
+
+    text: str
+    voice: str = DEFAULT_VOICE
+    speed: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the command line may tell an engine."""
+
+    tone_s: float | None = None
+
+
+class Engine(Protocol):
+    """Anything that turns text into speech at 24 kHz."""
+
+    name: str
+    sample_rate: int
+    voices: tuple[str, ...]  # the first is what "default" means
+
+    async def warm_up(self) -> None:
+        """Do once what would slow the first request. Raises EngineUnavailable."""
+
+    def stream(self, request: SpeechRequest) -> Chunks:
+        """Yield mono chunks as they are made. Closing the generator stops the work at once."""
+
+    def close(self) -> None:
+        """Stop all work and free what the engine holds."""
+
+
+def load_espeak(options: EngineOptions) -> Engine:
+    try:
+        from gpu_server.engines.espeak import EspeakEngine
+    except ImportError as error:
+        raise EngineUnavailable(
+            f"the espeak engine is not installed ({error}); run: pip install -e '.[espeak]' or use --engine tone"
+        ) from error
+    return EspeakEngine()
+
+
+def load_tone(options: EngineOptions) -> Engine:
+    from gpu_server.engines.tone import ToneEngine
+
+    return ToneEngine(options.tone_s)
+
+
+ENGINES: dict[str, Callable[[EngineOptions], Engine]] = {"espeak": load_espeak, "tone": load_tone}

@@ -1,0 +1,301 @@
+"""Make run directories whose truth is known: real logs, row by row, as workers write them. Judges nothing.
+
+`python tests/run_maker.py DIR --turns 1000000 --workers 8` makes a large one, to time the report with.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from workers.samples import schema
+
+RUN = "20261120-101500-demo"
+WALL_AT = 1_795_000_000.0  # the wall clock when every maker's worker starts, unix seconds
+MONOTONIC_AT = 5_000.0
+MASTER_BOOT = "boot-a"
+
+Row = dict[str, Any]
+
+
+def turn(**given: Any) -> Row:
+    """A turn row: a success with plausible figures, but for what is given.
+
+    Given durations make instants: `late_s` (sent - intended), `ttfc_s`, `ttfa_s`, `e2e_s` from the intended start.
+    """
+    late_s = given.pop("late_s", 0.000_2)
+    row: Row = {
+        "run": RUN,
+        "worker": "w0",
+        "session": "s0",
+        "turn": 0,
+        "protocol": "http_tts",
+        "dialect": "openai",
+        "scenario": "demo",
+        "text_name": "short",
+        "text_chars": 67,
+        "voice": "alloy",
+        "phase": "measured",
+        "clock": "kernel",
+        "outcome": "answered",
+        "status": 200,
+        "intended_at": MONOTONIC_AT + 10.0,
+        "ttfc_s": 0.100,
+        "audio_s": 2.0,
+        "sample_rate": 24_000,
+        "flagged": False,
+        "connection_new": False,
+        "first_chunk_width_s": 0.000_1,
+        "first_audio_width_s": 0.000_1,
+        "chunks": 10,
+        "largest_gap_s": 0.02,
+        "min_prebuffer_s": 0.0,
+        **given,
+    }
+    row.setdefault("request_id", f"{row['run']}.{row['worker']}.{row['session']}.{row['turn']}")
+    start = row["intended_at"]
+    row.setdefault("sent_at", start + late_s)
+    row.setdefault("ready_at", start)
+    if row["outcome"] != "answered":
+        row.setdefault("ended_at", start + 0.5)
+        for figure in ("ttfc_s", "audio_s", "min_prebuffer_s", "largest_gap_s"):
+            if figure not in given:
+                row[figure] = None
+        return row
+    row.setdefault("ttfa_s", row["ttfc_s"] + 0.020)
+    row.setdefault("e2e_s", row["ttfc_s"] + 0.300)
+    row.setdefault("first_chunk_at", start + row["ttfc_s"])
+    row.setdefault("first_audio_at", start + row["ttfa_s"])
+    row.setdefault("last_chunk_at", start + row["e2e_s"])
+    row.setdefault("ended_at", row["last_chunk_at"])
+    row.setdefault("audio_bytes", int(row["audio_s"] * row["sample_rate"] * 2))
+    row.setdefault("wire_bytes", row["audio_bytes"] + 300)
+    row.setdefault("rtf", (row["last_chunk_at"] - row["sent_at"]) / row["audio_s"] if row["audio_s"] else None)
+    for prebuffer in schema.PREBUFFERS_MS:
+        stalls = row["min_prebuffer_s"] * 1000 > prebuffer
+        row.setdefault(f"stall_count_{prebuffer}ms", int(stalls))
+        row.setdefault(f"stall_s_{prebuffer}ms", max(0.0, row["min_prebuffer_s"] - prebuffer / 1000))
+        row.setdefault(f"stall_longest_s_{prebuffer}ms", max(0.0, row["min_prebuffer_s"] - prebuffer / 1000))
+    return row
+
+
+def turns(count: int, sessions: int = 20, **given: Any) -> list[Row]:
+    """`count` successes, 0.1 s apart, spread over `sessions`; a given value may be a function of the ordinal."""
+    made = []
+    for at in range(count):
+        fixed = {name: value(at) if callable(value) else value for name, value in given.items()}
+        fixed.setdefault("intended_at", MONOTONIC_AT + 10.0 + 0.1 * at)
+        fixed.setdefault("session", f"s{at % sessions}")
+        fixed.setdefault("turn", at // sessions)
+        made.append(turn(**fixed))
+    return made
+
+
+def second(at: float, **given: Any) -> Row:
+    """One second of a worker's health: a calm one, but for what is given."""
+    return {
+        "run": RUN,
+        "worker": "w0",
+        "at": at,
+        "interval_s": 1.0,
+        "cpu_share": 0.20,
+        "rss_bytes": 120_000_000,
+        "loop_lag_p50_s": 0.000_1,
+        "loop_lag_max_s": 0.000_8,
+        "gc_count": 0,
+        "gc_s": 0.0,
+        "send_late_max_s": 0.000_4,
+        "starts": 10,
+        "dropped_starts": 0,
+        "in_flight": 4,
+        "users": 20,
+        "rows": 100,
+        "listener_errors": 0,
+        **given,
+    }
+
+
+def start_of(row: Row) -> Row:
+    """The turn_start that preceded a turn."""
+    return {name: row[name] for name in schema.names("turn_starts")}
+
+
+def facts(worker: str = "w0", **given: Any) -> Row:
+    """What a worker says of itself in its log's header and in the manifest."""
+    return {
+        "run": RUN,
+        "worker": worker,
+        "index": int(worker.lstrip("w") or 0),
+        "host": "box-a",
+        "boot_id": MASTER_BOOT,
+        "pid": 4242,
+        "spool": f"spool/{worker}.msgpack",
+        "wall_at": WALL_AT,
+        "monotonic_at": MONOTONIC_AT,
+        **given,
+    }
+
+
+def packed(table: str, row: Mapping[str, Any]) -> bytes:
+    """A row as a log holds it."""
+    values = [row.get(name) for name in schema.names(table)]
+    while values and values[-1] is None:
+        values.pop()
+    unknown = set(row) - set(schema.names(table))
+    assert not unknown, f"{table} has no {unknown}"
+    return bytes(msgpack.packb([table, *values]))
+
+
+def packed_header(worker: Mapping[str, Any], version: int = schema.SCHEMA_VERSION) -> bytes:
+    """The first value of a log."""
+    tables = {table: schema.names(table) for table in schema.TABLES}
+    return bytes(msgpack.packb({"cicada": version, "tables": tables, "worker": dict(worker)}))
+
+
+def log_of(
+    turns: Iterable[Row],
+    seconds: Iterable[Row] = (),
+    worker: Mapping[str, Any] | None = None,
+    unended: Iterable[Row] = (),
+) -> bytes:
+    """A whole log: each turn's start and end, a row a session, a row a second, and starts without an end."""
+    out = [packed_header(worker or facts())]
+    sessions: dict[str, Row] = {}
+    for row in turns:
+        out += [packed("turn_starts", start_of(row)), packed("turns", row)]
+        session = sessions.setdefault(
+            row["session"],
+            {
+                **{name: row[name] for name in ("run", "worker", "session", "protocol", "dialect", "scenario")},
+                "started_at": row["intended_at"],
+                "turns": 0,
+                "connections": 1,
+            },
+        )
+        session["ended_at"] = row["ended_at"]
+        session["turns"] += 1
+    out += [packed("turn_starts", start_of(row)) for row in unended]
+    out += [packed("sessions", row) for row in sessions.values()]
+    out += [packed("workers", row) for row in seconds]
+    return b"".join(out)
+
+
+def manifest(**given: Any) -> Row:
+    """A finished run's manifest, but for what is given."""
+    return {
+        "schema_version": schema.SCHEMA_VERSION,
+        "run": RUN,
+        "state": "finished",
+        "name": "demo",
+        "started_wall_at": WALL_AT + 5.0,
+        "ended_wall_at": WALL_AT + 80.0,
+        "host": "http://localhost:8080",
+        "scenario": {
+            "dialect": "openai",
+            "arrivals": "closed",
+            "warm_up_s": 5.0,
+            "think_s": 0.5,
+            "rate": None,
+            "timeout_s": 30.0,
+        },
+        "command": ["locust", "--headless", "--users", "20"],
+        "versions": {"cicada": "0.1.0", "python": "3.11.9", "locust": "2.47.0"},
+        "machine": {"cpus": 8, "system": "Linux"},
+        "git": "abc1234",
+        "users": 20,
+        "exit_reason": "run time reached",
+        "workers": {},
+        "listener_errors": 0,
+        **given,
+    }
+
+
+def make_run(
+    parent: Path, logs: Mapping[str, bytes] | bytes, workers: Mapping[str, Row] | None = None, **given: Any
+) -> Path:
+    """Write a run directory as the master leaves it. `workers` changes what the manifest says of a worker."""
+    if isinstance(logs, bytes):
+        logs = {"w0": logs}
+    run = parent / RUN
+    (run / "log").mkdir(parents=True, exist_ok=True)
+    entries: dict[str, Row] = {}
+    for worker, log in logs.items():
+        (run / "log" / f"{worker}.msgpack").write_bytes(log)
+        entries[worker] = {
+            **{k: v for k, v in facts(worker).items() if k not in ("run", "worker")},
+            "log_bytes": len(log),
+            "final_bytes": len(log),
+            "rows": None,
+            "drained": True,
+            "recovered": False,
+            "lost_bytes": None,
+            **(workers or {}).get(worker, {}),
+        }
+    given.setdefault("workers", entries)
+    (run / "run.json").write_text(json.dumps(manifest(**given), indent=1))
+    return run
+
+
+def clean_seconds(count: int = 30) -> list[Row]:
+    """A calm worker's health, from the first turn of `turns` on."""
+    return [second(MONOTONIC_AT + 11.0 + at) for at in range(count)]
+
+
+def make_large(parent: Path, count: int, workers: int, seed: int = 1) -> Path:
+    """A large run with five texts, some failures, cut turns and a warm-up; ten turns a session."""
+    draw = random.Random(seed)
+    texts = {"ultra_short": 12, "short": 67, "medium": 148, "long": 270, "telephony_typical": 200}
+    run = parent / RUN
+    (run / "log").mkdir(parents=True)
+    entries: dict[str, Row] = {}
+    for index in range(workers):
+        worker = f"w{index}"
+        path = run / "log" / f"{worker}.msgpack"
+        with path.open("wb") as file:
+            file.write(packed_header(facts(worker)))
+            for at in range(count // workers):
+                text, chars = draw.choice(list(texts.items()))
+                ttfc = draw.lognormvariate(-2, 0.4)
+                fails = draw.random() < 0.003
+                made = turn(
+                    worker=worker,
+                    session=f"{worker}-{at // 10}",
+                    turn=at % 10,
+                    text_name=text,
+                    text_chars=chars,
+                    intended_at=MONOTONIC_AT + 10 + at * 0.02,
+                    phase="warm_up" if at * 0.02 < 30 else "measured",
+                    ttfc_s=ttfc,
+                    e2e_s=ttfc + chars / 200,
+                    audio_s=chars / 15,
+                    min_prebuffer_s=max(0.0, draw.gauss(-0.02, 0.03)),
+                    **({"outcome": "timed_out", "error_kind": "timeout", "error": "no byte in 30 s"} if fails else {}),
+                )
+                file.write(packed("turn_starts", start_of(made)))
+                file.write(packed("turns", made))
+                if at % 50 == 0:
+                    file.write(packed("workers", second(made["intended_at"], worker=worker)))
+        entries[worker] = {
+            **{k: v for k, v in facts(worker).items() if k not in ("run", "worker")},
+            "log_bytes": path.stat().st_size,
+            "final_bytes": path.stat().st_size,
+            "rows": None,
+            "drained": True,
+            "recovered": False,
+            "lost_bytes": None,
+        }
+    (run / "run.json").write_text(json.dumps(manifest(workers=entries), indent=1))
+    return run
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--turns", type=int, default=1_000_000)
+    parser.add_argument("--workers", type=int, default=8)
+    arguments = parser.parse_args()
+    print(make_large(arguments.directory, arguments.turns, arguments.workers))

@@ -1,0 +1,360 @@
+"""The scenario: what is impossible is refused in one line that names the key, and every key has its twin."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from workers import settings
+from workers.audio.containers import FORMATS
+from workers.clients.http_speech import DIALECTS
+from workers.settings import Scenario, ScenarioError, add_arguments, build, read_file, resolve, resolve_texts
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def refused(keys: dict[str, Any]) -> str:
+    """The line with which these keys are refused."""
+    with pytest.raises(ScenarioError) as caught:
+        build(keys)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert len(line) < 400
+    return line
+
+
+def test_the_defaults_are_s2s_pace_and_body() -> None:
+    scenario = build({})
+    assert scenario.dialect == "synthesize"
+    assert scenario.voices == ["default"]
+    assert scenario.think_s == (1.0, 3.0)
+    assert scenario.arrivals == "closed"
+    assert scenario.texts == "standard"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("dialekt", "dialect"),
+        ("voice", "voices"),
+        ("think", "think_s"),
+        ("timeout", "timeout_s"),
+        ("warmup_s", "warm_up_s"),
+        ("sampel_rate", "sample_rate"),
+        ("run_dir", "runs_dir"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest(wrong: str, meant: str) -> None:
+    line = refused({wrong: 1})
+    assert f"unknown key {wrong!r}" in line
+    assert f"did you mean {meant!r}?" in line
+
+
+def test_a_key_that_resembles_none_gets_the_whole_list() -> None:
+    line = refused({"xyzzy": 1})
+    assert all(key in line for key in Scenario.model_fields)
+
+
+def test_the_token_is_no_key() -> None:
+    assert not [key for key in Scenario.model_fields if "token" in key or "secret" in key or "key" in key]
+    assert "unknown key 'token'" in refused({"token": "s3cret"})
+    assert "s3cret" not in refused({"token": "s3cret"})
+
+
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [
+        ({"dialect": "opnai"}, ["dialect", "'opnai'", "did you mean 'openai'?"]),
+        ({"format": "aac"}, ["format", "'aac'"]),
+        ({"timeout_s": 0}, ["timeout_s", "greater than 0", "0"]),
+        ({"timeout_s": -3}, ["timeout_s", "-3"]),
+        ({"timeout_s": "soon"}, ["timeout_s", "number", "'soon'"]),
+        ({"timeout_s": float("nan")}, ["timeout_s"]),
+        ({"timeout_s": float("inf")}, ["timeout_s"]),
+        ({"connect_timeout_s": 0}, ["connect_timeout_s"]),
+        ({"warm_up_s": -1}, ["warm_up_s", "-1"]),
+        ({"warm_up_s": float("inf")}, ["warm_up_s"]),
+        ({"drain_s": -0.1}, ["drain_s"]),
+        ({"rate": 0, "arrivals": "poisson"}, ["rate"]),
+        ({"rate": float("inf"), "arrivals": "constant"}, ["rate"]),
+        ({"arrivals": "poisson"}, ["rate", "poisson", "--rate"]),
+        ({"arrivals": "constant"}, ["rate", "constant"]),
+        ({"rate": 5}, ["rate", "closed loop", "--arrivals"]),
+        ({"arrivals": "gamma", "rate": 5}, ["arrivals", "'gamma'"]),
+        ({"think_s": [3, 1]}, ["think_s", "3 to 1"]),
+        ({"think_s": [-1, 1]}, ["think_s", "-1"]),
+        ({"think_s": [1, 2, 3]}, ["think_s"]),
+        ({"think_s": []}, ["think_s"]),
+        ({"think_s": "soon"}, ["think_s"]),
+        ({"think_s": True}, ["think_s"]),
+        ({"think_s": [1, float("nan")]}, ["think_s"]),
+        ({"think_s": [float("nan"), 1]}, ["think_s"]),
+        ({"think_s": [0, float("inf")]}, ["think_s"]),
+        ({"voices": []}, ["voices"]),
+        ({"voices": ""}, ["voices"]),
+        ({"voices": [7]}, ["voices"]),
+        ({"speed": 0.1}, ["speed", "0.25"]),
+        ({"speed": 9}, ["speed", "4"]),
+        ({"speed": float("nan")}, ["speed"]),
+        ({"sample_rate": 0}, ["sample_rate", "4000"]),
+        ({"sample_rate": 24000.5}, ["sample_rate"]),
+        ({"audible_dbfs": 3}, ["audible_dbfs"]),
+        ({"audible_dbfs": float("nan")}, ["audible_dbfs"]),
+        ({"keep_chunks": 1.5}, ["keep_chunks"]),
+        ({"longest_s_per_char": 0}, ["longest_s_per_char"]),
+        ({"path": "v1/speech"}, ["path", "'v1/speech'", "/"]),
+        ({"path": "/v1 /speech"}, ["path"]),
+        ({"path": "/v1\r\nX-Evil: 1"}, ["path"]),
+        ({"name": ""}, ["name"]),
+        ({"seed": "one"}, ["seed", "'one'"]),
+        ({"stream": "maybe"}, ["stream", "'maybe'"]),
+        ({"insecure": 3}, ["insecure"]),
+        ({"texts": "nowhere.txt"}, ["texts", "nowhere.txt", "No such file"]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_an_impossible_value_is_refused_by_name(keys: dict[str, Any], names: list[str]) -> None:
+    line = refused(keys)
+    for name in names:
+        assert name in line
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (2, (2.0, 2.0)),
+        (0.5, (0.5, 0.5)),
+        (0, (0.0, 0.0)),
+        ([1, 3], (1.0, 3.0)),
+        ([2], (2.0, 2.0)),
+        ("1 3", (1.0, 3.0)),
+        ("1,3", (1.0, 3.0)),
+        ("1, 3", (1.0, 3.0)),
+        ("2", (2.0, 2.0)),
+        (["1", "3"], (1.0, 3.0)),
+        ((1, 3), (1.0, 3.0)),
+    ],
+)
+def test_the_forms_of_think_s(given: object, expected: tuple[float, float]) -> None:
+    assert build({"think_s": given}).think_s == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "think_s", "voices"),
+    [
+        (["--think-s", "1", "3"], (1.0, 3.0), ["default"]),
+        (["--think-s", "2"], (2.0, 2.0), ["default"]),
+        (["--think-s", "1,3"], (1.0, 3.0), ["default"]),
+        (["--think-s", "0"], (0.0, 0.0), ["default"]),
+        (["--voices", "alto", "tenor"], (1.0, 3.0), ["alto", "tenor"]),
+        (["--voices", "alto,tenor"], (1.0, 3.0), ["alto", "tenor"]),
+        (["--voices", "alto"], (1.0, 3.0), ["alto"]),
+    ],
+)
+def test_lists_on_the_command_line(words: list[str], think_s: tuple[float, float], voices: list[str]) -> None:
+    scenario = resolve(parsed(*words))
+    assert (scenario.think_s, scenario.voices) == (think_s, voices)
+
+
+def test_a_voice_in_a_files_list_may_have_a_space_in_its_name() -> None:
+    assert build({"voices": ["Alice B", "alto"]}).voices == ["Alice B", "alto"]
+
+
+@pytest.mark.parametrize(
+    ("words", "stream", "insecure"),
+    [
+        ([], True, False),
+        (["--insecure"], True, True),
+        (["--insecure", "yes"], True, True),
+        (["--insecure", "no"], True, False),
+        (["--stream", "no"], False, False),
+    ],
+)
+def test_switches(words: list[str], stream: bool, insecure: bool) -> None:
+    scenario = resolve(parsed(*words))
+    assert (scenario.stream, scenario.insecure) == (stream, insecure)
+
+
+# A value of each key that is not its default, as one writes it on a command line.
+TWINS: dict[str, tuple[list[str], object]] = {
+    "name": (["night"], "night"),
+    "dialect": (["openai"], "openai"),
+    "path": (["/tts"], "/tts"),
+    "texts": (["generated"], "generated"),
+    "voices": (["alto"], ["alto"]),
+    "format": (["mp3"], "mp3"),
+    "sample_rate": (["16000"], 16000),
+    "speed": (["1.5"], 1.5),
+    "model": (["kokoro"], "kokoro"),
+    "stream": (["no"], False),
+    "arrivals": (["poisson", "--rate", "2"], "poisson"),
+    "think_s": (["0.5", "0.6"], (0.5, 0.6)),
+    "rate": (["7.5", "--arrivals", "constant"], 7.5),
+    "seed": (["99"], 99),
+    "warm_up_s": (["3"], 3.0),
+    "timeout_s": (["9"], 9.0),
+    "connect_timeout_s": (["2"], 2.0),
+    "drain_s": (["0"], 0.0),
+    "insecure": (["yes"], True),
+    "audible_dbfs": (["-50"], -50.0),
+    "longest_s_per_char": (["0.9"], 0.9),
+    "shortest_s_per_char": (["0"], 0.0),
+    "keep_chunks": (["1"], 1.0),
+    "runs_dir": (["/tmp/r"], "/tmp/r"),
+    "spool_dir": (["/tmp/s"], "/tmp/s"),
+}
+
+
+def test_every_key_is_tried_below() -> None:
+    assert set(TWINS) == set(Scenario.model_fields)
+
+
+@pytest.mark.parametrize("key", TWINS)
+def test_every_key_has_a_twin(key: str) -> None:
+    words, expected = TWINS[key]
+    flag = "--" + key.replace("_", "-")
+    assert getattr(resolve(parsed(flag, *words)), key) == expected
+    assert getattr(Scenario(), key) != expected
+
+
+@pytest.mark.parametrize("key", TWINS)
+def test_the_command_line_goes_before_the_file(key: str, tmp_path: Path) -> None:
+    """Above all where the twin's value is 0 or no: given is given."""
+    words, expected = TWINS[key]
+    other = {
+        "name": "filed", "dialect": "openai_sse", "path": "/filed", "texts": "standard", "voices": ["filed"],
+        "format": "pcm", "sample_rate": 8000, "speed": 0.5, "model": "filed", "stream": True, "think_s": [7, 8],
+        "seed": 5, "warm_up_s": 50, "timeout_s": 50, "connect_timeout_s": 50, "drain_s": 50, "insecure": False,
+        "audible_dbfs": -20, "longest_s_per_char": 0.5, "shortest_s_per_char": 0.001, "keep_chunks": 0.5,
+        "runs_dir": "filed", "spool_dir": "filed", "arrivals": "constant", "rate": 50,
+    }  # fmt: skip
+    assert set(other) == set(Scenario.model_fields)
+    path = tmp_path / "scenario.yaml"
+    path.write_text(repr(other))  # JSON-like: YAML too
+    scenario = resolve(parsed("--scenario", str(path), "--" + key.replace("_", "-"), *words))
+    assert getattr(scenario, key) == expected
+    for kept in ("runs_dir", "timeout_s", "seed", "drain_s"):
+        if kept != key:
+            assert getattr(scenario, kept) == other[kept], "keys that were not given come from the file"
+
+
+def test_every_key_has_a_help_that_names_its_default() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    text = " ".join(parser.format_help().split())
+    for key, field in Scenario.model_fields.items():
+        assert field.description, key
+        assert f"--{key.replace('_', '-')}" in text
+        assert field.description in text, key
+    assert "(default: 1.0 3.0)" in text
+    assert "CICADA_TOKEN" in text
+
+
+def test_what_was_resolved_can_be_sent_and_read_again() -> None:
+    scenario = build({"think_s": "1 2", "voices": "a b", "arrivals": "poisson", "rate": 3})
+    sent = scenario.model_dump(mode="json")
+    assert Scenario.model_validate(sent) == scenario
+
+
+def test_a_scenario_does_not_change() -> None:
+    with pytest.raises(ValidationError):
+        build({}).seed = 2  # type: ignore[misc]
+
+
+# --------------------------------------------------------------------------------------------------- files
+
+
+def written(folder: Path, content: str | bytes) -> Path:
+    path = folder / "scenario.yaml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path, "# mine\nname: night\nthink_s: [0.5, 2]\nvoices: [alto]\ninsecure: yes\n")
+    scenario = build(read_file(path))
+    assert (scenario.name, scenario.think_s, scenario.voices, scenario.insecure) == (
+        "night",
+        (0.5, 2.0),
+        ["alto"],
+        True,
+    )
+
+
+def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
+    assert build(read_file(written(tmp_path, "# nothing\n"))) == Scenario()
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (b"\xff\xfe\x00", ["no YAML"]),
+        ("a: [1", ["no YAML"]),
+        ("- dialect\n", ["key: value", "list"]),
+        ("just words", ["key: value", "str"]),
+        ("!!python/object/apply:os.system [true]", ["no YAML"]),
+    ],
+)
+def test_a_file_that_is_no_scenario(tmp_path: Path, content: str | bytes, names: list[str]) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        read_file(written(tmp_path, content))
+    for name in ["scenario.yaml", *names]:
+        assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match=r"nowhere\.yaml: No such file"):
+        resolve(parsed("--scenario", str(tmp_path / "nowhere.yaml")))
+    with pytest.raises(ScenarioError, match="directory"):
+        read_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("na\xefve\n".encode("latin-1"), r"mine\.txt is not UTF-8 \(line 1\)"),
+        (b"x" * (1 << 20) + b"y", r"mine\.txt .*larger|mine\.txt .*more than"),
+        (b"\n", r"mine\.txt holds no text"),
+    ],
+    ids=["latin-1", "too big", "empty"],
+)
+def test_a_text_file_that_cannot_be_used(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "mine.txt").write_bytes(content)
+    line = refused({"texts": str(tmp_path / "mine.txt")})
+    assert re.search(told, line), line
+
+
+def test_texts(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("Hello.\n")
+    assert list(resolve_texts(build({})) or {}) == ["ultra_short", "short", "medium", "long", "telephony_typical"]
+    assert resolve_texts(build({"texts": "generated"})) is None
+    assert resolve_texts(build({"texts": str(tmp_path / "mine.txt")})) == {"1: Hello.": "Hello."}
+
+
+# --------------------------------------------------------------------------------------------------- token
+
+
+def test_the_token_comes_from_the_environment_before_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CICADA_TOKEN", raising=False)
+    assert settings.token() is None
+    (tmp_path / ".env").write_text("CICADA_TOKEN=from-file\n")
+    assert settings.token() == "from-file"
+    monkeypatch.setenv("CICADA_TOKEN", "from-environment")
+    assert settings.token() == "from-environment"
+    assert "from-environment" not in build({}).model_dump_json()
+
+
+def test_every_dialect_and_format_can_be_asked_for() -> None:
+    for name in DIALECTS:
+        assert build({"dialect": name}).dialect == name
+    for name in FORMATS:
+        assert build({"format": name}).format == name

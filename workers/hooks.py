@@ -1,0 +1,371 @@
+"""The only file that registers Locust events: it ties runs, logs and messages to a master's and a worker's life.
+
+Where what happens:
+    init          options checked, messages registered, SIGINT of workers tamed
+    test_start    master: run directory, identity into parsed_options; worker: joins the run it finds there
+    test_stopping master (or a single process): the drain; never in a worker, whose receive loop must stay free
+    test_stop     master: run.json closed, tables made; worker: what is left is closed
+"""
+
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gevent
+from locust import events
+from locust.argument_parser import LocustArgumentParser
+from locust.env import Environment
+from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, WorkerRunner
+
+from workers import manifest
+from workers.clients.http_connection import BadTarget, target
+from workers.clients.http_speech import DIALECTS
+from workers.collector import Collector
+from workers.run import LiveRun
+from workers.samples.measure import Turn, ttfa_s, ttfc_s
+from workers.samples.recorder import LogFull
+from workers.settings import Scenario, ScenarioError, add_arguments, resolve, resolve_texts
+from workers.station import HAND_OVER_S, Station, worker_name
+
+EXIT_ASKED_WRONG = 2  # the scenario or the target cannot be run
+EXIT_INCOMPLETE = 3  # a worker or rows were lost, or recording had to stop
+
+_MASTER_SILENT_S = 5.0
+
+_log = logging.getLogger("cicada")
+
+
+class _Failure(Exception):
+    """What Locust's failure table shows, which prints reprs."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+_station: Station | None = None
+_master: Collector | None = None
+
+
+def live_run() -> LiveRun | None:
+    """The run this process takes part in, if any."""
+    return _station.run if _station is not None else None
+
+
+def tell_locust(environment: Any, run: LiveRun, turn: Turn) -> None:
+    """Give Locust's tables their figures: a turn is a request; TTFC and TTFA stand beside it and count as none."""
+    track = turn.track
+    took_s = (turn.ended_at if not turn.ok else track.last_chunk_at) - turn.intended_at
+    failure = None
+    if turn.error_kind is not None:
+        # One line a kind: Locust groups failures by their text.
+        failure = run.error_lines.setdefault(turn.error_kind, f"{turn.error_kind}: {turn.error}")
+    try:
+        environment.events.request.fire(
+            request_type=turn.dialect,
+            name="turn",
+            response_time=took_s * 1000,
+            response_length=turn.audio_bytes,
+            exception=_Failure(failure) if failure else None,
+            context={"request_id": turn.request_id, "text_name": turn.text_name},
+            response=None,
+        )
+        if turn.ok:
+            entries = environment.stats.entries
+            for name, seconds in (("TTFC", ttfc_s(turn)), ("TTFA", ttfa_s(turn))):
+                if seconds is not None:
+                    entries[name, turn.dialect].log(seconds * 1000, 0)
+    except Exception:  # a listener of the user's: its failure must not cost the turn
+        run.listener_errors += 1
+        _log.exception("telling Locust of a turn failed")
+
+
+@events.init_command_line_parser.add_listener
+def _on_parser(parser: LocustArgumentParser, **_: Any) -> None:
+    add_arguments(parser)
+
+
+@events.init.add_listener
+def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
+    global _station  # noqa: PLW0603 - a process is in one run at a time
+    if isinstance(runner, MasterRunner | LocalRunner):
+        _check_options(environment)
+    if isinstance(runner, MasterRunner):
+        runner.register_message("cicada_joined", _on_joined)
+        runner.register_message("cicada_rows", _on_rows)
+        runner.register_message("cicada_drained", _on_drained)
+        runner.register_message("cicada_trouble", _on_trouble, concurrent=True)
+    else:
+        _station = Station(runner, lambda line: _tell_trouble(environment, line))
+    if isinstance(runner, WorkerRunner):
+        runner.register_message("cicada_ack", _on_ack)
+        runner.register_message("cicada_drain", _on_drain, concurrent=True)
+    _tame_sigint(runner)
+
+
+def _check_options(environment: Environment) -> None:
+    """Refuse a scenario or target that cannot be run before anything starts; a web UI may be told the target later."""
+    options: Any = environment.parsed_options
+    try:
+        scenario = resolve(options)
+        if options.headless or options.autostart or environment.host:
+            target(environment.host, DIALECTS[scenario.dialect], scenario.path, scenario.insecure, None)
+    except (ScenarioError, BadTarget) as error:
+        print(f"cicada: {error}", file=sys.stderr, flush=True)
+        _dismiss_forked_workers(environment)
+        sys.exit(EXIT_ASKED_WRONG)
+
+
+def _dismiss_forked_workers(environment: Environment) -> None:
+    """Workers that `--processes` has forked are told to go: nobody else would, and they would wait for a minute."""
+    options: Any = environment.parsed_options
+    runner: Any = environment.runner
+    if isinstance(runner, MasterRunner) and options.processes:
+        until = time.monotonic() + 5.0
+        while len(runner.clients) < options.processes and time.monotonic() < until:
+            gevent.sleep(0.01)
+        gevent.sleep(0.5)  # they say that they are ready a little before they are
+        runner.quit()
+
+
+# ---- test_start
+
+
+@events.test_start.add_listener
+def _on_test_start(environment: Environment, **_: Any) -> None:
+    runner: Any = environment.runner
+    options: Any = environment.parsed_options
+    if not isinstance(runner, WorkerRunner):
+        options.cicada_run = None
+        try:
+            options.cicada_run = _begin_run(environment)
+        except (ScenarioError, BadTarget, OSError) as error:
+            line = f"no run was started: {error}"
+            _stop_for(environment, line, EXIT_ASKED_WRONG)
+            return
+    if _station is None or options.cicada_run is None:
+        return
+    facts = _station.join(options.cicada_run)
+    if facts is not None and isinstance(runner, WorkerRunner):
+        runner.send_message("cicada_joined", facts)
+    elif facts is not None and _master is not None:
+        _master.joined(facts)
+
+
+def _begin_run(environment: Environment) -> dict[str, Any]:
+    global _master  # noqa: PLW0603 - as above
+    options: Any = environment.parsed_options
+    runner: Any = environment.runner
+    scenario = resolve(options)
+    target(environment.host, DIALECTS[scenario.dialect], scenario.path, scenario.insecure, None)
+    run_dir = manifest.new_run_dir(Path(scenario.runs_dir), scenario.name)
+    users = options.num_users
+    facts = manifest.opening(run_dir.name, environment.host, scenario.model_dump(mode="json"), users, sys.argv)
+    _master = Collector(run_dir, facts)
+    _log.info("rows go to %s", run_dir)
+    names = [worker_name(client.id) for client in runner.clients.ready] if isinstance(runner, MasterRunner) else []
+    if isinstance(runner, LocalRunner) and _station is not None:
+        names = [_station.worker]
+    ramp_s = (users or 1) / (options.spawn_rate or 1) if environment.shape_class is None else 0.0
+    now = time.time()
+    return {
+        "run": run_dir.name,
+        "run_dir": str(run_dir),
+        "scenario": scenario.model_dump(mode="json"),
+        "texts": resolve_texts(scenario),
+        "host": environment.host,
+        "starts_wall_at": now,
+        # An open loop begins when its users are there: starts nobody could take would say nothing of the target.
+        "open_loop_wall_at": now + ramp_s + 1.0,
+        "share": {name: [index, len(names)] for index, name in enumerate(names)},
+    }
+
+
+def _stop_for(environment: Environment, line: str, code: int = EXIT_INCOMPLETE) -> None:
+    """Something makes going on pointless: say it once, and end the run (and the process, where nobody is watching)."""
+    if _master is not None:
+        if _master.trouble is not None and environment.process_exit_code is not None:
+            return
+        _master.trouble = line
+    options: Any = environment.parsed_options
+    if code != EXIT_ASKED_WRONG or options.headless:  # a slip in the web UI's form is no verdict on the session
+        environment.process_exit_code = code
+    _log.error(line)
+    runner: Any = environment.runner
+    gevent.spawn(runner.quit if options.headless else runner.stop)
+
+
+# ---- messages at the master
+
+
+def _on_joined(environment: Environment, msg: Any, **_: Any) -> None:
+    if _master is not None and msg.data["run"] == _master.run:
+        _master.joined(msg.data)
+
+
+def _on_rows(environment: Environment, msg: Any, **_: Any) -> None:
+    data = msg.data
+    runner: Any = environment.runner
+    if _master is None or data["run"] != _master.run:
+        # A worker that was cut off while its run ended: it must stop too. Its rows stay in its spool, which was named.
+        runner.send_message("stop", None, msg.node_id)
+        return
+    try:
+        offset = _master.take(data["worker"], data["offset"], data["data"])
+    except LogFull:
+        assert _master.trouble is not None
+        _stop_for(environment, _master.trouble)
+        return
+    runner.send_message("cicada_ack", {"run": _master.run, "offset": offset}, msg.node_id)
+
+
+def _on_drained(environment: Environment, msg: Any, **_: Any) -> None:
+    if _master is not None and msg.data["run"] == _master.run:
+        _master.drained(msg.data)
+
+
+def _on_trouble(environment: Environment, msg: Any, **_: Any) -> None:
+    _stop_for(environment, msg.data["line"])
+
+
+# ---- messages at a worker
+
+
+def _on_ack(environment: Environment, msg: Any, **_: Any) -> None:
+    station = _station
+    if station is None or station.relay is None or station.run is None or msg.data["run"] != station.run.id:
+        return  # of a run that is over for this worker
+    station.relay.acknowledge(msg.data["offset"])
+
+
+def _on_drain(environment: Environment, msg: Any, **_: Any) -> None:
+    if _station is not None and _station.run is not None and msg.data["run"] == _station.run.id:
+        _drain_here(environment, msg.data["grace_s"])
+
+
+# ---- the end
+
+
+@events.test_stopping.add_listener
+def _on_test_stopping(environment: Environment, **_: Any) -> None:
+    runner: Any = environment.runner
+    if isinstance(runner, MasterRunner) and _master is not None:
+        _drain_workers(runner, environment)
+    elif isinstance(runner, LocalRunner):
+        _drain_here(environment, _grace_s(environment))
+
+
+def _drain_here(environment: Environment, grace_s: float) -> None:
+    told = _station.drain(grace_s) if _station is not None else None
+    if told is None:
+        return
+    if isinstance(environment.runner, WorkerRunner):
+        environment.runner.send_message("cicada_drained", told)
+    elif _master is not None:
+        _master.drained(told)
+
+
+def _tell_trouble(environment: Environment, line: str) -> None:
+    """Something here makes going on pointless: the master decides."""
+    if isinstance(environment.runner, WorkerRunner):
+        environment.runner.send_message("cicada_trouble", {"line": line})
+    else:
+        _stop_for(environment, line)
+
+
+def _grace_s(environment: Environment) -> float:
+    options: Any = environment.parsed_options
+    run: dict[str, Any] | None = getattr(options, "cicada_run", None)
+    return float(environment.stop_timeout or (Scenario.model_validate(run["scenario"]).drain_s if run else 0.0))
+
+
+def _drain_workers(runner: MasterRunner, environment: Environment) -> None:
+    """Ask every worker for the rest of its rows and wait while any is coming."""
+    collector = _master  # a second stop may end the run while this one waits
+    assert collector is not None
+    grace_s = _grace_s(environment)
+    clients = {worker_name(client): client for client in runner.clients}
+    for client in clients.values():
+        runner.send_message("cicada_drain", {"run": collector.run, "grace_s": grace_s}, client)
+    quiet_until = time.monotonic() + grace_s + HAND_OVER_S
+    say_at = time.monotonic() + 5.0
+    seen = -1
+    while True:
+        waiting = [
+            worker
+            for worker in collector.workers
+            if not collector.complete(worker)
+            and worker in clients
+            and clients[worker] in runner.clients
+            and runner.clients[clients[worker]].state != STATE_MISSING
+        ]
+        now = time.monotonic()
+        here = sum(collector.size(worker) for worker in collector.workers)
+        if here > seen:
+            seen, quiet_until = here, max(quiet_until, now + HAND_OVER_S)
+        if not waiting or now > quiet_until or collector.full:
+            return
+        if now > say_at:
+            _log.info("waiting for %d workers to end their turns and hand over their rows", len(waiting))
+            say_at = now + 5.0
+        gevent.sleep(0.02)
+
+
+@events.test_stop.add_listener
+def _on_test_stop(environment: Environment, **_: Any) -> None:
+    global _master
+    if _station is not None:
+        _station.leave()
+    if _master is None:
+        return
+    collector, _master = _master, None
+    missing = collector.finish()
+    for line in missing:
+        _log.error(line)
+    if missing or collector.trouble:
+        environment.process_exit_code = environment.process_exit_code or EXIT_INCOMPLETE
+    turns = sum(facts["turns"] or 0 for facts in collector.workers.values())
+    lost = "not all of it went well, see above" if missing or collector.trouble else "nothing lost"
+    _log.info("run %s: %d turns of %d workers, %s", collector.run, turns, len(collector.workers), lost)
+    _log.info("read it with: python -m analysis.report %s", collector.run_dir)
+
+
+@events.quitting.add_listener
+def _on_quitting(environment: Environment, **_: Any) -> None:
+    """A worker that is told to go (SIGTERM, Ctrl-C twice) ends its turns and hands over before it says goodbye."""
+    station = _station
+    if isinstance(environment.runner, WorkerRunner) and station is not None and not station.drain_asked:
+        _drain_here(environment, _grace_s(environment))
+
+
+def _tame_sigint(runner: Any) -> None:
+    """Let Ctrl-C reach the main greenlet, and there only.
+
+    Python runs a signal's handler in whatever greenlet happens to run: a KeyboardInterrupt in the greenlet that
+    receives messages, or in a callback that reads sockets, would end it, and rows with it.
+
+    Ctrl-C reaches every process of a terminal. Workers leave it to the master, which drains them first; a second
+    one, or one while the master is silent, is for the worker itself.
+    """
+    asked = 0
+
+    def on_sigint() -> None:
+        nonlocal asked
+        asked += 1
+        if isinstance(runner, WorkerRunner) and live_run() is not None and asked == 1:
+            heard_at = runner.last_heartbeat_timestamp or 0.0
+            if time.time() - heard_at <= _MASTER_SILENT_S:
+                gevent.spawn_later(_MASTER_SILENT_S, alone)
+                return
+        interrupt()
+
+    def alone() -> None:
+        if _station is not None and _station.run is not None and not _station.drain_asked:
+            interrupt()
+
+    def interrupt() -> None:
+        gevent.kill(gevent.get_hub().parent, KeyboardInterrupt)
+
+    gevent.signal_handler(signal.SIGINT, on_sigint)

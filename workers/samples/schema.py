@@ -1,0 +1,195 @@
+"""What a row is: tables, columns, types, for every protocol. Knows nothing of files, sockets or clocks.
+
+A log file (`log/<worker>.msgpack`) is a sequence of msgpack values, appended and never rewritten:
+
+    first   {"cicada": SCHEMA_VERSION, "tables": {table: [column, ...]}, "worker": {...facts...}}
+    then    [table, value, value, ...]      values in the order the first record gives; trailing nulls left out
+
+`worker` facts: run, worker, index, host, boot_id, pid, spool (path of the file), wall_at (unix seconds) and
+monotonic_at (seconds), read together: wall = wall_at + (instant - monotonic_at).
+
+Instants end `_at`: CLOCK_MONOTONIC seconds of the worker's host. Durations end `_s`: seconds.
+"""
+
+from typing import Literal, NamedTuple
+
+SCHEMA_VERSION = 1
+
+Kind = Literal["str", "int", "float", "bool", "floats"]
+
+PREBUFFERS_MS = (0, 20, 60, 100, 200)
+
+OUTCOMES = ("answered", "timed_out", "early", "cut", "protocol_error", "disconnected", "refused")
+CENSORED = "cut"  # we ended the turn, not the server: neither a success nor a failure
+
+
+class Column(NamedTuple):
+    """A column: its name, its kind, and what it holds (with unit and clock)."""
+
+    name: str
+    kind: Kind
+    doc: str
+
+
+def _columns(text: str) -> tuple[Column, ...]:
+    rows = (line.split(None, 2) for line in text.strip().splitlines())
+    return tuple(Column(name, kind, doc) for name, kind, doc in rows)  # type: ignore[arg-type]
+
+
+TURNS = _columns(
+    """
+run                    str    run id
+worker                 str    which worker process
+session                str    which user or connection; intervals are clustered by it
+turn                   int    ordinal of the turn in its session, from 0
+protocol               str    http_tts, voice_agent, personaplex
+dialect                str    openai, openai_sse, synthesize ...
+scenario               str    name of the scenario
+request_id             str    sent as X-Request-ID; joins the server's rows
+text_name              str    which text or query
+text_chars             int    input characters
+voice                  str    voice asked for
+phase                  str    warm_up or measured
+clock                  str    kernel: arrivals stamped by the kernel; user: by this process
+outcome                str    one of OUTCOMES
+error_kind             str    null on success; else the kind of failure
+error                  str    one line for people
+status                 int    HTTP status
+intended_at            float  when the turn was due to start
+sent_at                float  when its first byte was handed to the kernel
+ready_at               float  when the connection was ready (connected, TLS done)
+first_chunk_at         float  arrival of the first byte of audio payload (no container header)
+first_audio_at         float  when a listener first hears something: first audible sample, at playout
+first_token_at         float  arrival of the first text token
+last_chunk_at          float  arrival of the last byte of audio payload
+ended_at               float  when the turn was over, however it ended
+user_offset_at         float  the user's last voiced sample
+agent_onset_at         float  the agent's first voiced sample, at playout
+agent_offset_at        float  the agent's last voiced sample, at playout
+first_chunk_width_s    float  first_chunk_at is exact, or early by at most this (arrival interval)
+first_audio_width_s    float  the same for first_audio_at
+flagged                bool   an arrival interval wider than 1 ms stands behind ttfc_s or ttfa_s
+connection_new         bool   this turn opened its connection
+audio_s                float  decoded samples / sample rate
+sample_rate            int    of the decoded audio, Hz
+audio_bytes            int    audio payload as received (container included)
+wire_bytes             int    bytes read from the socket for this turn (headers and framing included)
+chunks                 int    arrivals that carried audio
+largest_gap_s          float  longest wait between two such arrivals
+ttfc_s                 float  first_chunk_at - intended_at
+ttfa_s                 float  first_audio_at - intended_at
+e2e_s                  float  last_chunk_at - intended_at
+rtf                    float  (last_chunk_at - sent_at) / audio_s
+floor_transfer_offset_s float agent_onset_at - user_offset_at, signed
+min_prebuffer_s        float  smallest prebuffer that plays without a stall
+stall_count_0ms        int    underruns (of 1 ms or more) at prebuffer 0 ms
+stall_s_0ms            float  total stall at prebuffer 0 ms
+stall_longest_s_0ms    float  longest stall at prebuffer 0 ms
+stall_count_20ms       int    as above, prebuffer 20 ms
+stall_s_20ms           float  as above, prebuffer 20 ms
+stall_longest_s_20ms   float  as above, prebuffer 20 ms
+stall_count_60ms       int    as above, prebuffer 60 ms
+stall_s_60ms           float  as above, prebuffer 60 ms
+stall_longest_s_60ms   float  as above, prebuffer 60 ms
+stall_count_100ms      int    as above, prebuffer 100 ms
+stall_s_100ms          float  as above, prebuffer 100 ms
+stall_longest_s_100ms  float  as above, prebuffer 100 ms
+stall_count_200ms      int    as above, prebuffer 200 ms
+stall_s_200ms          float  as above, prebuffer 200 ms
+stall_longest_s_200ms  float  as above, prebuffer 200 ms
+chunk_at               floats arrivals of the chunks (kept for a sampled share of rows)
+chunk_media_s          floats media position of each chunk's first sample (the same share)
+"""
+)
+
+TURN_STARTS = _columns(
+    """
+run                    str    run id
+worker                 str    which worker process
+session                str    as in turns
+turn                   int    as in turns
+protocol               str    as in turns
+dialect                str    as in turns
+scenario               str    as in turns
+request_id             str    as in turns
+text_name              str    as in turns
+text_chars             int    as in turns
+voice                  str    as in turns
+phase                  str    as in turns
+intended_at            float  as in turns
+"""
+)
+
+SESSIONS = _columns(
+    """
+run                    str    run id
+worker                 str    which worker process
+session                str    which user or connection
+protocol               str    as in turns
+dialect                str    as in turns
+scenario               str    as in turns
+started_at             float  when the session began
+ended_at               float  when it ended
+turns                  int    turns it started
+connections            int    connections it opened
+"""
+)
+
+WORKERS = _columns(
+    """
+run                    str    run id
+worker                 str    which worker process
+at                     float  end of the second this row speaks of
+interval_s             float  its length
+cpu_share              float  process CPU time / wall time: 1.0 is a core
+rss_bytes              int    resident memory
+loop_lag_p50_s         float  lateness of a 10 ms probe of the event loop, median
+loop_lag_max_s         float  the same, worst
+gc_count               int    garbage collections
+gc_s                   float  time spent in them
+send_late_max_s        float  worst lateness of a turn's first byte against its intended start
+starts                 int    turns begun
+dropped_starts         int    open-loop starts nobody was free to take
+in_flight              int    turns under way
+users                  int    simulated users
+rows                   int    rows recorded so far
+listener_errors        int    failures inside our own listeners so far
+"""
+)
+
+SERVER = _columns(
+    """
+run                    str    run id
+source                 str    file the row was read from
+request_id             str    X-Request-ID
+stream_id              str    WebSocket stream
+component              str    tts, llm, asr ...
+metric                 str    for rows that hold one figure: its name
+value_s                float  for rows that hold one figure: the figure
+outcome                str    ok, client_gone, failed, refused, bad_request
+status                 int    HTTP status
+received_at            float  request read (the server's CLOCK_MONOTONIC)
+admitted_at            float  left the queue
+first_audio_at         float  first audio handed to the socket
+finished_at            float  last byte handed to the socket, or the end
+queue_wait_s           float  admitted_at - received_at
+ttfb_s                 float  first_audio_at - received_at
+audio_s                float  audio produced
+characters             int    input characters
+voice                  str    voice used
+fault                  str    injected faults, by name
+"""
+)
+
+TABLES: dict[str, tuple[Column, ...]] = {
+    "turns": TURNS,
+    "turn_starts": TURN_STARTS,
+    "sessions": SESSIONS,
+    "workers": WORKERS,
+    "server": SERVER,
+}
+
+
+def names(table: str) -> list[str]:
+    """Column names of a table, in order."""
+    return [column.name for column in TABLES[table]]

@@ -1,0 +1,206 @@
+"""What a run is asked to do: the scenario file, its command-line twins, its defaults. Read on the master only.
+
+Precedence: default < scenario file < command line (or the web UI's start form). Secrets are no settings: the token
+comes from the environment of each worker and is never part of what is sent or stored.
+"""
+
+import argparse
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from workers import texts as texts_of
+from workers.audio.containers import FORMATS
+from workers.clients.http_speech import DIALECTS
+
+TOKEN_VARIABLE = "CICADA_TOKEN"
+
+
+class ScenarioError(ValueError):
+    """A scenario that cannot be run; its text is one line that names the key and the fix."""
+
+
+def _split(value: Any) -> Any:
+    """Lists on a command line or in the web UI are separated by spaces or commas; a file's words keep their spaces."""
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return [word.strip() for part in value for word in part.split(",") if word.strip()]
+    return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+def _pair(value: Any) -> Any:
+    parts = _split(value)
+    return parts * 2 if isinstance(parts, list) and len(parts) == 1 else [value, value] if _is_number(value) else parts
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+Names = Annotated[list[str], BeforeValidator(_split), Field(min_length=1)]
+Pair = Annotated[tuple[float, float], BeforeValidator(_pair)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Scenario(BaseModel):
+    """Everything a run needs, by key. The descriptions are the command line's help."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("speech", description="name of the scenario; part of the run directory's name", min_length=1)
+    dialect: str = Field("synthesize", description=f"how the server is spoken to: {', '.join(DIALECTS)}")
+    path: str | None = Field(None, description="path of the endpoint, where it is not the dialect's own")
+    texts: str = Field(
+        "standard", description="what is said: standard (five texts), generated, or a UTF-8 file, one a line"
+    )
+    voices: Names = Field(["default"], description="voices to ask for, one picked at random for each turn")
+    format: str = Field("wav", description=f"audio format to ask for: {', '.join(FORMATS)}")
+    sample_rate: int = Field(24000, description="sample rate (Hz) of headerless pcm", ge=4000, le=192000)
+    speed: float = Field(1.0, description="speaking rate to ask for", ge=0.25, le=4.0)
+    model: str = Field("tts-1", description="model to ask for (OpenAI dialects)")
+    stream: bool = Field(True, description="ask for audio as it is made; no: the whole file at once")
+    arrivals: Literal["closed", "constant", "poisson"] = Field(
+        "closed",
+        description="closed: users think between turns; constant, poisson: starts come at --rate, whoever is free",
+    )
+    think_s: Pair = Field((1.0, 3.0), description="closed loop: seconds between turns, uniformly between two numbers")
+    rate: Positive | None = Field(None, description="open loop: starts a second over all workers")
+    seed: int = Field(1, description="seed of the arrival schedule")
+    warm_up_s: NotNegative = Field(0.0, description="turns that start in the first seconds are not counted")
+    timeout_s: Positive = Field(60.0, description="longest wait for a whole answer (s)")
+    connect_timeout_s: Positive = Field(10.0, description="longest wait for a connection (s)")
+    drain_s: NotNegative = Field(
+        10.0, description="at the end of a run, seconds for turns in flight (a --stop-timeout given goes before)"
+    )
+    insecure: bool = Field(False, description="do not verify TLS certificates (self-signed servers)")
+    audible_dbfs: float = Field(-40.0, description="level from which a sample counts as audible (dBFS)", ge=-90, le=0)
+    longest_s_per_char: Positive = Field(0.4, description="an answer longer than 2 s + this a character is too_long")
+    shortest_s_per_char: NotNegative = Field(0.015, description="an answer shorter than this a character is too_short")
+    keep_chunks: float = Field(0.01, description="share of rows that keep every chunk's arrival", ge=0, le=1)
+    runs_dir: str = Field("runs", description="where run directories are made (on the master)")
+    spool_dir: str = Field("spool", description="where each worker keeps its rows until the master has them")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Scenario":
+        if self.dialect not in DIALECTS:
+            raise ValueError(f"dialect: {self.dialect!r} is unknown{_nearest(self.dialect, list(DIALECTS))}")
+        if self.format not in FORMATS:
+            raise ValueError(f"format: {self.format!r} cannot be heard{_nearest(self.format, list(FORMATS))}")
+        low, high = self.think_s
+        if not 0 <= low <= high < float("inf"):
+            raise ValueError(f"think_s: {low:g} to {high:g} is no range; two numbers, the smaller first")
+        if self.arrivals != "closed" and self.rate is None:
+            raise ValueError(f"rate: arrivals {self.arrivals} need a rate, e.g. --rate 5 (starts a second)")
+        if self.arrivals == "closed" and self.rate is not None:
+            raise ValueError("rate: a closed loop has none; add --arrivals poisson, or leave the rate out")
+        if self.path is not None and not re.fullmatch(r"/[!-~]*", self.path):
+            raise ValueError(f"path: {self.path!r} must begin with / and hold printable ASCII without spaces")
+        return self
+
+
+_IN_WEB_UI = ("dialect", "texts", "voices", "format", "arrivals", "think_s", "rate", "warm_up_s", "timeout_s")
+
+
+class _Words(argparse.Action):
+    """Several words as one text, so that the web UI, which keeps an option's type, can replace it with another."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, ",".join(values))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Every key of the scenario as an option; None stands for "not given"."""
+    group = parser.add_argument_group(
+        "Cicada", f"A bearer token comes from {TOKEN_VARIABLE} in the environment or .env."
+    )
+    group.add_argument(
+        "--scenario", default=None, metavar="FILE", help="scenario file (YAML); the options below go before its keys"
+    )
+    for key, field in Scenario.model_fields.items():
+        flag = "--" + key.replace("_", "-")
+        shown = " ".join(map(str, field.default)) if isinstance(field.default, list | tuple) else field.default
+        text = f"{field.description} (default: {'none' if shown is None else shown})".replace("%", "%%")
+        words: dict[str, Any] = {"nargs": "+", "action": _Words} if key in ("think_s", "voices") else {}
+        if field.annotation is bool:
+            words = {"nargs": "?", "const": "yes", "choices": ["yes", "no"]}
+        action: Any = group.add_argument(flag, default=None, help=text, **words)
+        # Locust asks its own parser's actions this; a group's actions are plain ones.
+        action.include_in_web_ui = key in _IN_WEB_UI
+        action.is_secret = action.is_required = action.is_multiple = False
+
+
+def resolve(options: argparse.Namespace) -> Scenario:
+    """The scenario of the given options and file. Raises ScenarioError with one line."""
+    keys = read_file(Path(options.scenario)) if getattr(options, "scenario", None) else {}
+    for key in Scenario.model_fields:
+        given = getattr(options, key, None)
+        if given not in (None, "", []):
+            keys[key] = given
+    return build(keys)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The keys of a scenario file. Raises ScenarioError."""
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ScenarioError(f"scenario {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"scenario {path} is no YAML: {' '.join(str(error).split())}") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ScenarioError(f"scenario {path}: expected `key: value` lines, found a {type(found).__name__}")
+    return found
+
+
+def build(keys: dict[str, Any]) -> Scenario:
+    """A checked scenario. Raises ScenarioError naming the key and the fix."""
+    for key in keys:
+        if key not in Scenario.model_fields:
+            raise ScenarioError(f"scenario: unknown key {key!r}{_nearest(str(key), list(Scenario.model_fields))}")
+    try:
+        scenario = Scenario.model_validate(keys)
+        resolve_texts(scenario)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][:1])
+        what = str(first["ctx"]["error"]) if first["type"] == "value_error" else f"{where}: {first['msg']}"
+        given = "" if first["type"] == "value_error" else f" (given: {first['input']!r})"
+        raise ScenarioError(f"scenario: {what}{given}") from None
+    except ValueError as error:
+        raise ScenarioError(f"scenario: {error}") from None
+    return scenario
+
+
+def resolve_texts(scenario: Scenario) -> dict[str, str] | None:
+    """The texts by name; None where they are generated for each turn. Raises ValueError."""
+    match scenario.texts:
+        case "standard":
+            return texts_of.standard()
+        case "generated":
+            return None
+        case path:
+            return texts_of.from_file(Path(path))
+
+
+def token() -> str | None:
+    """The bearer token of this process's environment or .env file; never stored, sent on or printed."""
+    from dotenv import dotenv_values
+
+    found = (os.environ.get(TOKEN_VARIABLE) or dotenv_values(".env").get(TOKEN_VARIABLE) or "").strip()
+    if not found.isprintable():
+        raise ValueError(f"{TOKEN_VARIABLE} holds control characters, which no header may")
+    return found or None
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
