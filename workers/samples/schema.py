@@ -13,13 +13,14 @@ Instants end `_at`: CLOCK_MONOTONIC seconds of the worker's host. Durations end 
 
 from typing import Literal, NamedTuple
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Kind = Literal["str", "int", "float", "bool", "floats"]
 
 PREBUFFERS_MS = (0, 20, 60, 100, 200)
 
 OUTCOMES = ("answered", "timed_out", "early", "cut", "protocol_error", "disconnected", "refused")
+ANSWERS = ("answered", "early")  # with no error_kind: a success; early is one that overlapped the user's words
 CENSORED = "cut"  # we ended the turn, not the server: neither a success nor a failure
 
 
@@ -76,10 +77,10 @@ audio_bytes            int    audio payload as received (container included)
 wire_bytes             int    bytes read from the socket for this turn (headers and framing included)
 chunks                 int    arrivals that carried audio
 largest_gap_s          float  longest wait between two such arrivals
-ttfc_s                 float  first_chunk_at - intended_at
-ttfa_s                 float  first_audio_at - intended_at
-e2e_s                  float  last_chunk_at - intended_at
-rtf                    float  (last_chunk_at - sent_at) / audio_s
+ttfc_s                 float  first_chunk_at - intended_at; in a conversation - user_offset_at
+ttfa_s                 float  first_audio_at - intended_at; in a conversation - user_offset_at
+e2e_s                  float  last_chunk_at - intended_at; in a conversation - user_offset_at
+rtf                    float  (last_chunk_at - sent_at) / audio_s; null in a conversation
 floor_transfer_offset_s float agent_onset_at - user_offset_at, signed
 min_prebuffer_s        float  smallest prebuffer that plays without a stall
 stall_count_0ms        int    underruns (of 1 ms or more) at prebuffer 0 ms
@@ -99,6 +100,24 @@ stall_s_200ms          float  as above, prebuffer 200 ms
 stall_longest_s_200ms  float  as above, prebuffer 200 ms
 chunk_at               floats arrivals of the chunks (kept for a sampled share of rows)
 chunk_media_s          floats media position of each chunk's first sample (the same share)
+stream_id              str    the stream's id in the URL; joins the server's rows
+user_onset_at          float  the user's first voiced sample
+user_sent_at           float  when the chunk with the user's last voiced sample was handed to the kernel
+send_late_max_s        float  worst lateness of a chunk of this turn against the microphone's clock
+agent_onset_arrival_at float  arrival of the chunk that holds the agent's first voiced sample
+agent_onset_width_s    float  agent_onset_at is exact, or early by at most this (arrival interval)
+onset_by               str    who found the onset: ear (VAD, backdated) or gate (level only: the ear was lost)
+agent_speech_s         float  agent's onset to its offset
+overlap_s              float  agent's speech before the user's offset
+utterances             int    stretches of the answer with a pause between them that the server meant
+stale_s                float  speech of an earlier turn heard in this one and not counted as its answer
+barge_in               bool   the user began while the agent spoke, on purpose
+barge_in_after_s       float  how long the agent had spoken when the user began
+time_to_silence_s      float  user_onset_at to the end of the agent's audible playout (barge-in)
+yielded                bool   the agent stopped speaking for a barge-in
+false_barge_ins        int    times the server cleared its audible answer though the user was silent
+interruptions          int    interruption messages of the server
+agent_stopped_hint_at  float  when the server said that its agent had stopped speaking
 """
 )
 
@@ -132,6 +151,11 @@ started_at             float  when the session began
 ended_at               float  when it ended
 turns                  int    turns it started
 connections            int    connections it opened
+stream_id              str    as in turns
+user                   int    which user of the worker: a user who calls again has another session
+ready_at               float  when the call was up (handshake done)
+greeting_s             float  speech of the agent before the user's first word
+ended_by               str    user, run_ended, or the error_kind that ended it
 """
 )
 
@@ -147,13 +171,18 @@ loop_lag_p50_s         float  lateness of a 10 ms probe of the event loop, media
 loop_lag_max_s         float  the same, worst
 gc_count               int    garbage collections
 gc_s                   float  time spent in them
-send_late_max_s        float  worst lateness of a turn's first byte against its intended start
+send_late_max_s        float  worst lateness of a turn's first byte, or of a microphone's chunk
 starts                 int    turns begun
 dropped_starts         int    open-loop starts nobody was free to take
 in_flight              int    turns under way
 users                  int    simulated users
 rows                   int    rows recorded so far
 listener_errors        int    failures inside our own listeners so far
+sends                  int    microphone chunks sent
+send_late_p50_s        float  their lateness, median
+send_late_p99_s        float  their lateness
+calls                  int    calls up at the end of the second
+ears_lost              int    hearing subprocesses that died so far
 """
 )
 
@@ -163,9 +192,14 @@ run                    str    run id
 source                 str    file the row was read from
 request_id             str    X-Request-ID
 stream_id              str    WebSocket stream
-component              str    tts, llm, asr ...
-metric                 str    for rows that hold one figure: its name
-value_s                float  for rows that hold one figure: the figure
+component              str    tts, llm, asr, agent ...
+metric                 str    for rows that hold one figure: ttfb, compute_latency, first_sentence, processing ...
+value_s                float  for rows that hold one figure: the figure, in seconds
+value                  float  the same for a figure that is no duration: tokens_per_s, completion_tokens ...
+instance               str    which instance of a service: NvidiaLLMService#0
+session                str    the client's session, where the row is joined to one
+turn                   int    the client's turn, where the row is joined to one
+at                     float  when the row was written (unix seconds by the server's clock)
 outcome                str    ok, client_gone, failed, refused, bad_request
 status                 int    HTTP status
 received_at            float  request read (the server's CLOCK_MONOTONIC)
