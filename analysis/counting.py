@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from workers.samples.schema import CENSORED
+from workers.samples.schema import ANSWERS, CENSORED
+
+CONVERSATIONS = ("voice_agent",)  # protocols in which the user speaks: latency counts from the end of their words
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +17,7 @@ class Counted:
     """The measured turns of a run, or of one text of it. started = answered + failed + cut."""
 
     measured: pd.DataFrame
-    answered: pd.DataFrame  # answered, and nothing wrong with the answer: the only ones whose latency is told
+    answered: pd.DataFrame  # answered (early or not), and nothing wrong with it: the only ones whose latency is told
     failed: pd.DataFrame
     cut: pd.DataFrame
 
@@ -34,8 +36,23 @@ def count(turns: pd.DataFrame) -> Counted:
     """Sort turns (rows as in schema.TURNS) into what counts."""
     measured = turns[turns["phase"] == "measured"]
     cut = measured["outcome"] == CENSORED
-    answered = (measured["outcome"] == "answered") & measured["error_kind"].isna()
+    answered = measured["outcome"].isin(ANSWERS) & measured["error_kind"].isna()
     return Counted(measured, measured[answered], measured[~answered & ~cut], measured[cut])
+
+
+def requests(counted: Counted) -> Counted:
+    """The turns that are requests: a text sent, speech received."""
+    return _of(counted, False)
+
+
+def conversations(counted: Counted) -> Counted:
+    """The turns of conversations."""
+    return _of(counted, True)
+
+
+def _of(counted: Counted, spoken: bool) -> Counted:
+    parts = (counted.measured, counted.answered, counted.failed, counted.cut)
+    return Counted(*(part[part["protocol"].isin(CONVERSATIONS) == spoken] for part in parts))
 
 
 def wall_s(counted: Counted) -> float | None:

@@ -3,7 +3,6 @@
 Reads well without colours: what a colour says, a word says too.
 """
 
-import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -15,14 +14,12 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from analysis import page_conversation
 from analysis.checks import CHECKS
-
-Figures = dict[str, Any]
+from analysis.page_numbers import Figures, fits, interval, number, percent, quantile, rate
 
 SEVERITY_STYLE = {"invalid": "bold red", "warning": "yellow", "note": "cyan"}
 TITLES = {"ttfc_ms": "TTFC", "ttfa_ms": "TTFA", "e2e_ms": "E2E", "rtf": "RTF"}
-NOTHING = "-"
-EN_DASH = "\N{EN DASH}"
 
 
 def render(figures: Figures, console: Console) -> str:
@@ -33,12 +30,13 @@ def render(figures: Figures, console: Console) -> str:
 
 
 def _print(figures: Figures, console: Console) -> None:
-    told = bool(figures["overall"]["answered"])
     parts: list[RenderableType] = [_header(figures), _doubts(figures), _turns(figures)]
-    if told:
+    if figures["overall"]["answered"]:
         parts += [_by_text(figures, console), _intervals(figures, console), _throughput(figures), _stalls(figures)]
     if figures["server"]:
         parts.append(_server(figures["server"]))
+    if figures["conversation"]:
+        parts += page_conversation.parts(figures["conversation"], console)
     for part in parts:
         console.print(part)
         console.print()
@@ -134,7 +132,7 @@ def _turns(figures: Figures) -> RenderableType:
         f" of those not cut · {turns['sessions']:,} sessions",
     )
     parts: list[RenderableType] = [line]
-    if not figures["overall"]["answered"]:
+    if not figures["turns"]["answered"]:
         parts.append(Text("No measured turn succeeded: there is no latency to tell.", style="bold red"))
     if figures["failures"] or figures["cut"]:
         rows = Table.grid(padding=(0, 2))
@@ -158,7 +156,7 @@ def _turns(figures: Figures) -> RenderableType:
 def _by_text(figures: Figures, console: Console) -> RenderableType:
     names = list(TITLES)
     tables = [_latency_table(figures, names)]
-    if not _fits(tables[0], console):
+    if not fits(tables[0], console):
         tables = [_latency_table(figures, names[:2]), _latency_table(figures, names[2:], counts=False)]
     spaced = [part for table in tables for part in (Text(), table)]
     return Group(
@@ -174,10 +172,6 @@ def _told(overall: Figures) -> list[str]:
     """The quantiles that at least all texts together can tell; p50 in any case."""
     quantiles = overall["ttfc_ms"]["quantiles"].items()
     return [name for name, q in quantiles if name == "p50" or not q["too_few"]]
-
-
-def _fits(table: Table, console: Console) -> bool:
-    return console.measure(table, options=console.options.update_width(1000)).maximum <= console.width
 
 
 def _latency_table(figures: Figures, metrics: Sequence[str], counts: bool = True) -> Table:
@@ -197,15 +191,9 @@ def _latency_table(figures: Figures, metrics: Sequence[str], counts: bool = True
         if counts:
             cells += [f"{row['answered']:,}", percent(row["success_rate_percent"])]
         for metric in metrics:
-            cells += [_quantile(row[metric]["quantiles"][q], metric) for q in told]
+            cells += [quantile(row[metric]["quantiles"][q], metric) for q in told]
         table.add_row(*cells, style="bold" if name == "all" else "", end_section=place == len(rows) - 2)
     return table
-
-
-def _quantile(found: Figures, metric: str) -> Text:
-    if found["too_few"]:
-        return Text(f"n<{found['turns_needed']}", style="dim")
-    return Text(number(found["value"], metric))
 
 
 def _footnote(figures: Figures) -> list[RenderableType]:
@@ -221,7 +209,7 @@ def _intervals(figures: Figures, console: Console) -> RenderableType:
     overall = figures["overall"]
     n, sessions = overall["e2e_ms"]["n"], overall["e2e_ms"]["sessions"]
     table = _interval_table(overall, with_mean=True)
-    if not _fits(table, console):
+    if not fits(table, console):
         table = _interval_table(overall, with_mean=False)
     told_any = any(q["low"] is not None for q in overall["ttfc_ms"]["quantiles"].values())
     parts: list[RenderableType] = [
@@ -258,16 +246,9 @@ def _interval_table(overall: Figures, with_mean: bool) -> Table:
         if with_mean:
             cells.append(number(overall[metric]["mean"], metric))
         for q in (overall[metric]["quantiles"][name] for name in told):
-            cells += [_quantile(q, metric), _interval(q, metric)] if with_intervals else [_quantile(q, metric)]
+            cells += [quantile(q, metric), interval(q, metric)] if with_intervals else [quantile(q, metric)]
         table.add_row(*cells, style="dim" if metric == "ttfc_from_send_ms" else "")
     return table
-
-
-def _interval(found: Figures, metric: str) -> Text:
-    if found["low"] is None:
-        return Text("")
-    low, high = number(found["low"], metric), number(found["high"], metric)
-    return Text(f"{low}{EN_DASH}{high}{'+' if found['open_high'] else ''}", style="dim")
 
 
 # --------------------------------------------------------------------------------------------- throughput, playback
@@ -302,7 +283,7 @@ def _stalls(figures: Figures) -> RenderableType:
     table.add_row("played after buffering", *(f"{prebuffer} ms" for prebuffer in stalls["stalled_percent"]))
     table.add_row("answers that stall", *(percent(share) for share in stalls["stalled_percent"].values()))
     needed = stalls["min_prebuffer_ms"]["quantiles"]
-    p50, p95 = (_quantile(needed[q], "ms").plain for q in ("p50", "p95"))
+    p50, p95 = (quantile(needed[q], "ms").plain for q in ("p50", "p95"))
     return Group(
         Text.assemble(("Playback", "bold"), f" · prebuffer (ms) that avoids every stall: p50 {p50}, p95 {p95}"),
         Padding(table, (0, 0, 0, 2)),
@@ -339,33 +320,5 @@ def _server(server: Figures) -> RenderableType:
     for name, words in titles.items():
         if name in figures:
             quantiles = figures[name]["quantiles"]
-            table.add_row(words, *(_quantile(quantiles[q], "ms") for q in ("p50", "p95")))
+            table.add_row(words, *(quantile(quantiles[q], "ms") for q in ("p50", "p95")))
     return Group(title, table)
-
-
-# ------------------------------------------------------------------------------------------------------------ numbers
-
-
-def number(value: float | None, metric: str) -> str:
-    """A figure with the digits it deserves: three or so that mean something."""
-    if value is None or not math.isfinite(value):
-        return NOTHING
-    if metric == "rtf":
-        return f"{value:,.3f}" if abs(value) < 10 else f"{value:,.1f}"
-    return f"{value:,.1f}" if abs(value) < 100 else f"{value:,.0f}"
-
-
-def rate(value: float | None) -> str:
-    """A rate with the digits it deserves."""
-    if value is None:
-        return NOTHING
-    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
-
-
-def percent(share: float | None) -> str:
-    """A percentage that says 100 % of all only, and 0 % of none."""
-    if share is None:
-        return NOTHING
-    if share in (0, 100):
-        return f"{share:.0f} %"
-    return f"{min(max(share, 0.1), 99.9):.1f} %"

@@ -18,8 +18,10 @@ from typing import Any
 from rich.console import Console
 
 from analysis import page
+from analysis.exports import EXPORTS
 from analysis.runs import ForeignRun, open_run, read_table
-from analysis.server_join import ForeignTrace, import_trace
+from analysis.server_join import import_server_log
+from analysis.server_sources import ForeignTrace
 from analysis.summary import METRICS, summarise_run
 
 EXAMPLES = """\
@@ -29,6 +31,10 @@ examples:
   python -m analysis.report runs/latest --server-log trace.jsonl
       beside it, what the server says of the same requests (python -m gpu_server --trace trace.jsonl);
       the rows are kept in the run, later reports need no --server-log
+  python -m analysis.report runs/latest --server-log bot_logs_test1.txt
+      the same with a voice agent's own log (NVIDIA's, pipecat's): its LLM, TTS and ASR, and where each turn's time went
+  python -m analysis.report runs/latest --export voice_agent --output results
+      a JSON file a client and summary.json, in the fields of NVIDIA's voice-agent benchmark
   python -m analysis.report runs/20261120-101500-speech --output /tmp/report
       write report.json and summary.csv somewhere else than into the run
 
@@ -42,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make a report; the exit status."""
     options = _parser().parse_args(arguments)
     try:
+        if options.export:
+            return _export(options.export, options.run, options.output)
         figures = report(options.run, options.server_log)
         written = write(figures, options.output or Path(figures["path"]))
     except (ForeignRun, ForeignTrace) as error:
@@ -51,6 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename or options.run}: {error.strerror or error}{elsewhere}")
     _say(page.render(figures, Console(width=_width(options.width), highlight=False)))
     _say(f"Written: {', '.join(map(str, written))}")
+    return 0
+
+
+def _export(name: str, run_dir: Path, output: Path | None) -> int:
+    """Write a run in another tool's format; the exit status."""
+    run = open_run(run_dir)
+    directory = output or run.path / "exports" / name
+    written, text = EXPORTS[name](run, directory)
+    _say(f"{text}\nWritten: {len(written):,} files in {directory}")
     return 0
 
 
@@ -67,24 +84,49 @@ def report(run_dir: Path, server_logs: Sequence[Path] = ()) -> dict[str, Any]:
     """All figures of a run (see summary.py). Raises ForeignRun, ForeignTrace, OSError."""
     run = open_run(run_dir)
     for path in server_logs:
-        import_trace(run, path)
+        import_server_log(run, path)
     if server_logs:
         run = replace(run, server=read_table(run.path, "server"))
     return summarise_run(run)
 
 
 def write(figures: dict[str, Any], directory: Path) -> list[Path]:
-    """Write report.json and summary.csv; the paths written."""
+    """Write report.json, and summary.csv of requests, conversations.csv of conversations; the paths written."""
     directory.mkdir(parents=True, exist_ok=True)
     as_json, as_csv = directory / "report.json", directory / "summary.csv"
     as_json.write_text(json.dumps(_plain(figures), indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    written = [as_json]
+    if figures["conversation"]:
+        written.append(_write_conversations(figures["conversation"], directory / "conversations.csv"))
+        if not figures["overall"]["started"]:
+            return written
     with as_csv.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, _csv_columns())
         writer.writeheader()
         for name, row in [*figures["texts"].items(), ("all", figures["overall"])]:
             rates = figures["throughput"] if name == "all" else {}
             writer.writerow({"text": name, **_csv_row(row), **{key: rates.get(key) for key in CSV_RATES}})
-    return [as_json, as_csv]
+    return [*written, as_csv]
+
+
+def _write_conversations(found: dict[str, Any], path: Path) -> Path:
+    """A line a query, and one for all. A quantile that too few answers stand behind is an empty cell."""
+    rows = [*found["queries"].items(), ("all", found)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        quantiles = [f"{metric.removesuffix('_ms')}_{q}_ms" for metric in CONVERSATION_METRICS for q in CSV_QUANTILES]
+        writer.writerow(["query", "started", "answered", "failed", *quantiles])
+        for name, row in rows:
+            cells = [
+                row[metric]["quantiles"][q]["value"] if metric in row else None
+                for metric in CONVERSATION_METRICS
+                for q in CSV_QUANTILES
+            ]
+            writer.writerow([name, row["started"], row["answered"], row["failed"], *cells])
+    return path
+
+
+CONVERSATION_METRICS = ("floor_transfer_offset_ms", "ttfc_ms", "ttfa_ms")
 
 
 CSV_COUNTS = ("started", "answered", "failed", "cut", "success_rate_percent", "text_chars", "audio_duration_ms")
@@ -151,10 +193,13 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FILE",
-        help="the server's trace of the same run, to put beside it; may be given several times",
+        help="the server's trace or a voice agent's log of the same time, to put beside it; may be given several times",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="where report.json and summary.csv go (default: RUN)"
+        "--output", type=Path, metavar="DIR", help="where the files go (default: RUN; of an export: RUN/exports/NAME)"
+    )
+    parser.add_argument(
+        "--export", choices=sorted(EXPORTS), help="write the run in another tool's format, instead of a report"
     )
     parser.add_argument(
         "--width", type=int, metavar="N", help="columns of the page (default: the terminal's; 120 in a log)"

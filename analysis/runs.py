@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from analysis.counting import CONVERSATIONS
 from workers.samples import schema, shards
 
 HOW_TO_MAKE_ONE = "`make demo` makes one, and so does any `locust --headless` run"
@@ -26,6 +27,13 @@ TURN_COLUMNS = (
     *("intended_at", "sent_at", "ready_at", "first_chunk_at", "ended_at"),
     *("flagged", "connection_new", "audio_s", "ttfc_s", "ttfa_s", "e2e_s", "rtf", "min_prebuffer_s"),
     *(f"stall_count_{prebuffer}ms" for prebuffer in schema.PREBUFFERS_MS),
+)
+# And of a turn in a conversation, where there are any.
+CONVERSATION_COLUMNS = (
+    *("turn", "stream_id", "user_onset_at", "user_offset_at", "agent_onset_at", "agent_onset_arrival_at"),
+    *("agent_offset_at", "onset_by", "agent_speech_s", "floor_transfer_offset_s", "overlap_s", "utterances"),
+    *("send_late_max_s", "barge_in", "time_to_silence_s", "yielded", "false_barge_ins", "stale_s"),
+    *(f"stall_longest_s_{prebuffer}ms" for prebuffer in schema.PREBUFFERS_MS),
 )
 # Nearly every row has its own text here: a dictionary would only cost.
 _UNLIKE = {"request_id"}
@@ -41,7 +49,8 @@ class Run:
 
     turns: a row a turn begun (see schema.TURNS), plus `cluster` (int: one number a session, whichever worker had it),
     `intended_wall_at` and `ended_wall_at` (unix seconds on one clock). workers, sessions, server: schema tables;
-    workers has `wall_at` too. finished: the master closed the run. manifest_fault: why there is no manifest, or "".
+    workers has `wall_at`, sessions have `ready_wall_at` and `ended_wall_at` too. Columns of conversations are read
+    where there are conversations. finished: the master closed the run. manifest_fault: why there is no manifest, or "".
     """
 
     path: Path
@@ -80,16 +89,17 @@ def open_run(path: Path, columns: Sequence[str] = TURN_COLUMNS) -> Run:
     sealed = shards.seal(directory)
     if not any(log.rows["turns"] for log in sealed.logs.values()):
         raise ForeignRun(_why_nothing(directory, sealed))
-    turns = read_table(directory, "turns", columns)
-    workers = read_table(directory, "workers")
-    _align(turns, workers, _offsets(sealed, manifest))
+    spoken = set(read_table(directory, "turns", ("protocol",))["protocol"].dropna().unique()) & set(CONVERSATIONS)
+    turns = read_table(directory, "turns", (*columns, *CONVERSATION_COLUMNS) if spoken else columns)
+    workers, sessions = read_table(directory, "workers"), read_table(directory, "sessions")
+    _align(turns, workers, sessions, _offsets(sealed, manifest))
     return Run(
         path=directory,
         manifest=manifest,
         manifest_fault=fault,
         turns=turns,
         workers=workers,
-        sessions=read_table(directory, "sessions"),
+        sessions=sessions,
         server=read_table(directory, "server"),
         sealed=sealed,
     )
@@ -203,10 +213,13 @@ def _offsets(sealed: shards.Sealed, manifest: dict[str, Any]) -> dict[str, float
     return offsets
 
 
-def _align(turns: pd.DataFrame, workers: pd.DataFrame, offsets: dict[str, float]) -> None:
+def _align(turns: pd.DataFrame, workers: pd.DataFrame, sessions: pd.DataFrame, offsets: dict[str, float]) -> None:
     shift = turns["worker"].map(offsets).astype(float).fillna(0.0)
     turns["intended_wall_at"] = turns["intended_at"] + shift
     turns["ended_wall_at"] = turns["ended_at"] + shift
     workers["wall_at"] = workers["at"] + workers["worker"].map(offsets).astype(float).fillna(0.0)
+    away = sessions["worker"].map(offsets).astype(float).fillna(0.0)
+    sessions["ready_wall_at"] = sessions["ready_at"].fillna(sessions["started_at"]) + away
+    sessions["ended_wall_at"] = sessions["ended_at"] + away
     worker, session = turns["worker"].cat.codes.to_numpy(np.int64), turns["session"].cat.codes.to_numpy(np.int64)
     turns["cluster"] = pd.factorize(worker * (session.max(initial=0) + 2) + session)[0]

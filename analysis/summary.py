@@ -1,7 +1,8 @@
 """Every figure of a run's report, as plain data: what report.json, summary.csv and the page are made of.
 
-Latency: measured successes only, from the intended start unless its name says otherwise. Milliseconds, because this is
-what screens and files show. docs/metrics.md says what each figure means.
+`overall`, `texts`, `throughput`, `stalls` and `server` are of requests, `conversation` of conversations; the rest is of
+both. Latency of requests: measured successes only, from the intended start unless its name says otherwise.
+Milliseconds, because this is what screens and files show. docs/metrics.md says what each figure means.
 """
 
 from dataclasses import asdict
@@ -12,7 +13,8 @@ import pandas as pd
 
 from analysis import server_join
 from analysis.checks import reasons
-from analysis.counting import Counted, count, wall_s
+from analysis.conversation import summarise_conversations
+from analysis.counting import Counted, conversations, count, requests, wall_s
 from analysis.runs import Run
 from analysis.stats import Quantile, asps, cps, quantile_interval, rps, summarise, turns_needed
 from workers.samples import schema
@@ -28,7 +30,8 @@ Figures = dict[str, Any]
 def summarise_run(run: Run) -> Figures:
     """All figures of a run. Keys carry their unit; what cannot be told is null, and its neighbour says why."""
     counted = count(run.turns)
-    timed = _with_from_send(counted)
+    asked = requests(counted)
+    timed = _with_from_send(asked)
     return {
         "report_version": REPORT_VERSION,
         "run": run.id,
@@ -39,11 +42,12 @@ def summarise_run(run: Run) -> Figures:
         "turns": _turns(run, counted),
         "failures": _failures(counted),
         "cut": _kinds(counted.cut),
-        "throughput": _throughput(counted),
+        "throughput": _throughput(asked),
         "overall": _figures(timed),
         "texts": _texts(timed),
-        "stalls": _stalls(counted),
-        "server": _server(run, counted),
+        "stalls": _stalls(asked),
+        "server": _server(run, asked),
+        "conversation": summarise_conversations(run, conversations(counted), _metric),
     }
 
 

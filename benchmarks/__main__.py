@@ -10,7 +10,10 @@ from pathlib import Path
 from benchmarks import machine, results
 from benchmarks.processes import ProcessFailed
 
-BENCHMARKS = ("paced", "unpaced", "truth", "server_stamps", "recording", "memory", "report_speed")
+BENCHMARKS = (
+    *("paced", "unpaced", "truth", "server_stamps", "recording", "memory", "report_speed"),
+    *("sessions", "turn_truth", "stall_truth", "session_memory", "pacing_drift", "agent"),
+)
 
 
 def main() -> int:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from gpu_server.faults import KINDS, example, parse_fault
+from gpu_server.agent_settings import EXAMPLES, add_options, read_options
+from gpu_server.faults import AGENT_ONLY, HTTP_ONLY, KINDS, example, parse_fault
 from gpu_server.pace import parse_pace
 from gpu_server.speech import ENGINES, EngineOptions, EngineUnavailable
 
@@ -25,10 +26,12 @@ try it:
   curl -s localhost:8080/v1/synthesize -H 'content-type: application/json' -d '{"text": "Hello."}' >hello.wav
   curl -s localhost:8080/v1/audio/speech -d '{"input": "Hello.", "voice": "alto"}' >hello.mp3
 
+AGENT
+
 faults:
   FAULTS
 
-With CICADA_SERVER_TOKEN set (environment or .env), the /v1 routes want `Authorization: Bearer TOKEN`.
+With CICADA_SERVER_TOKEN set (environment or .env), /v1 and /ws want `Authorization: Bearer TOKEN`.
 """
 
 T = TypeVar("T")
@@ -45,19 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(options: argparse.Namespace) -> int:
     try:
         from gpu_server.app import build_app
+        from gpu_server.calls import Calls
         from gpu_server.listener import CannotListen, bind, run, serve
+        from gpu_server.recognizer import CannotRecognize
         from gpu_server.service import Service, Settings
         from gpu_server.trace import TraceLog
+        from gpu_server.websocket import connection_class
     except ImportError as error:
         return _fail(f"a part of the server is not installed ({error}); run: pip install -e '.[server]'")
-    try:
-        listening = bind(options.host, options.port)
-        engine = ENGINES[options.engine](EngineOptions(tone_s=options.tone_seconds))
-        trace = None if options.trace is None else TraceLog(options.trace, engine.name)
-    except (CannotListen, EngineUnavailable) as error:
-        return _fail(str(error))
-    except OSError as error:
-        return _fail(f"cannot write the trace {options.trace}: {error.strerror}")
     settings = Settings(
         streams=options.streams,
         queue=options.queue,
@@ -68,28 +66,46 @@ def _serve(options: argparse.Namespace) -> int:
         fault_seed=options.fault_seed,
         token=_token(),
     )
-    service = Service(engine, settings, trace)
+    agent = read_options(options)
+    try:
+        listening = bind(options.host, options.port)
+        engine = ENGINES[options.engine](EngineOptions(tone_s=options.tone_seconds))
+        trace = None if options.trace is None else TraceLog(options.trace, engine.name)
+        service = Service(engine, settings, trace)
+        calls = Calls(service, agent)
+    except (CannotListen, CannotRecognize, EngineUnavailable) as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"cannot write {error.filename}: {error.strerror}")
 
     async def start() -> None:
+        await calls.warm_up()
         await service.warm_up()
         voices = ",".join(engine.voices)
         print(f"gpu_server: ready on {_url(listening)} engine={engine.name} voices={voices}", flush=True)
 
+    async def serve_calls_and_requests() -> None:
+        try:
+            await serve(build_app(service), connection_class(calls.door, agent.ping_s), listening, start())
+        finally:
+            await calls.close()
+
     try:
-        run(serve(build_app(service), listening, start()))
-    except EngineUnavailable as error:
+        run(serve_calls_and_requests())
+    except (EngineUnavailable, CannotRecognize) as error:
         return _fail(str(error))
     finally:
+        calls.close_log()
         service.close()
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    faults = "\n  ".join(example(kind) for kind in KINDS)
+    faults = "\n  ".join(_fault_line(kind) for kind in KINDS)
     parser = _Parser(
         prog="python -m gpu_server",
-        description="Speech over HTTP: the system under test that comes with Cicada.",
-        epilog=EPILOG.replace("FAULTS", faults),
+        description="Speech over HTTP and a voice agent over WebSocket: the system under test that comes with Cicada.",
+        epilog=EPILOG.replace("FAULTS", faults).replace("AGENT", EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--engine", choices=ENGINES, default="espeak", help="what speaks (default: espeak)")
@@ -103,12 +119,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--chunk-ms", type=_whole(1), metavar="N", help="audio a chunk (default: as the engine does)")
     parser.add_argument("--tone-seconds", type=_seconds, metavar="S", help="length of every tone (tone engine)")
-    parser.add_argument("--trace", type=Path, metavar="PATH", help="append a JSON line for each request")
+    parser.add_argument("--trace", type=Path, metavar="PATH", help="append a JSON line for each request and turn")
     parser.add_argument(
         "--fault", type=_checked(parse_fault), action="append", default=[], metavar="SPEC", help="repeatable; see below"
     )
     parser.add_argument("--fault-seed", type=int, default=0, metavar="N", help="which requests are hit (default: 0)")
+    add_options(parser, _whole)
     return parser
+
+
+def _fault_line(kind: str) -> str:
+    only = "the voice agent" if kind in AGENT_ONLY else "HTTP" if kind in HTTP_ONLY else ""
+    return f"{example(kind):<28}{f'({only} only)' if only else ''}".rstrip()
 
 
 class _Parser(argparse.ArgumentParser):

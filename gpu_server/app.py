@@ -44,6 +44,7 @@ def build_app(service: Service) -> ASGIApp:
                 "wall_s": time.time(),
                 "streams": service.admission.active,
                 "queued": service.admission.queued,
+                "calls": service.calls,
             },
             status_code=200 if service.warm else 503,
         )

@@ -33,8 +33,8 @@ class Format:
     whole: Callable[[Pcm], bytes]
 
 
-def wav_header(data_bytes: int | None) -> bytes:
-    """A 44-byte header for 24 kHz mono s16; sizes of 0xFFFFFFFF where the length is not known yet."""
+def wav_header(data_bytes: int | None, sample_rate: int = SAMPLE_RATE) -> bytes:
+    """A 44-byte header for mono s16; sizes of 0xFFFFFFFF where the length is not known yet."""
     riff_bytes = _UNKNOWN_BYTES if data_bytes is None else 36 + data_bytes
     return struct.pack(
         "<4sI4s4sIHHIIHH4sI",
@@ -45,8 +45,8 @@ def wav_header(data_bytes: int | None) -> bytes:
         16,
         1,
         1,
-        SAMPLE_RATE,
-        2 * SAMPLE_RATE,
+        sample_rate,
+        2 * sample_rate,
         2,
         16,
         b"data",

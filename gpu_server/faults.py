@@ -1,6 +1,7 @@
 """Spoil answers on purpose, so that a load tester can be checked against known truths. Knows nothing of HTTP.
 
-`--fault KIND:key=value,...`; which requests are hit follows from the seed and the request's ordinal alone.
+`--fault KIND:key=value,...`; which requests are hit follows from the seed and the request's ordinal alone. A turn of
+the voice agent counts as a request; what a kind cannot apply to is left as it is.
 """
 
 import random
@@ -25,7 +26,12 @@ KINDS: dict[str, tuple[str, ...]] = {
     "truncate": ("keep",),
     "garbage": (),
     "refuse_json": (),
+    "mute": (),
+    "early": ("s",),
+    "no_yield": (),
 }
+AGENT_ONLY = ("mute", "early", "no_yield")
+HTTP_ONLY = ("truncate", "refuse_json")
 WHOLE_ANSWERS = ("error", "garbage", "refuse_json")  # sent instead of speech
 SILENCE_CHUNK_SAMPLES = SAMPLE_RATE * 40 // 1000
 

@@ -47,8 +47,13 @@ class _Server(uvicorn.Server):
             task.cancel()
 
 
-async def serve(app: ASGIApp, listening: socket.socket, start: Coroutine[Any, Any, None]) -> None:
-    """Serve until SIGINT or SIGTERM. `start` runs beside it from the first moment; if it raises, serving ends."""
+async def serve(
+    app: ASGIApp, websocket: type[asyncio.Protocol], listening: socket.socket, start: Coroutine[Any, Any, None]
+) -> None:
+    """Serve until SIGINT or SIGTERM. `start` runs beside it from the first moment; if it raises, serving ends.
+
+    Requests to upgrade to WebSocket go to `websocket`, all others to `app`.
+    """
     server = _Server(
         uvicorn.Config(
             app,
@@ -59,7 +64,7 @@ async def serve(app: ASGIApp, listening: socket.socket, start: Coroutine[Any, An
             server_header=False,
             timeout_graceful_shutdown=1,
             timeout_keep_alive=75,
-            ws="none",
+            ws=websocket,
         )
     )
     loop = asyncio.get_running_loop()

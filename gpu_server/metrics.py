@@ -1,9 +1,11 @@
 """Count what Prometheus asks about. Knows nothing of HTTP or audio."""
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from gpu_server.admission import Admission
-from gpu_server.trace import TraceRow
+from gpu_server.trace import AgentTurn, TraceRow
 
 _TTFB_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
 
@@ -11,7 +13,7 @@ _TTFB_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 
 class Metrics:
     """One registry a server, so that two in a process do not collide."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, calls: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "gpu_server_requests", "Speech requests by how they ended", ("route", "outcome"), registry=self._registry
@@ -29,6 +31,26 @@ class Metrics:
         streams.set_function(lambda: admission.active)
         queued = Gauge("gpu_server_queue_depth", "Requests waiting for a stream", registry=self._registry)
         queued.set_function(lambda: admission.queued)
+        active_calls = Gauge("gpu_server_calls", "Calls of the voice agent under way", registry=self._registry)
+        active_calls.set_function(calls)
+        self._turns = Counter(
+            "gpu_server_agent_turns",
+            "Turns of the voice agent by how they ended",
+            ("outcome",),
+            registry=self._registry,
+        )
+        self._turn_s = Histogram(
+            "gpu_server_agent_turn_seconds",
+            "Arrival of the caller's last voiced audio to the first audio of the answer",
+            buckets=_TTFB_BUCKETS_S,
+            registry=self._registry,
+        )
+        self._ignored = Counter(
+            "gpu_server_agent_ignored",
+            "Messages of callers that were not understood",
+            ("kind",),
+            registry=self._registry,
+        )
 
     def observe(self, row: TraceRow) -> None:
         self._requests.labels(row["route"], row["outcome"]).inc()
@@ -36,6 +58,16 @@ class Metrics:
         self._characters.inc(row["characters"] or 0)
         if row["ttfb_s"] is not None:
             self._ttfb_s.labels(row["route"]).observe(row["ttfb_s"])
+
+    def observe_turn(self, row: AgentTurn) -> None:
+        self._turns.labels(row["outcome"]).inc()
+        self._audio_s.inc(row["audio_s"])
+        heard_at, answered_at = row["user_last_voiced_received_at"], row["first_audio_at"]
+        if heard_at is not None and answered_at is not None and answered_at > heard_at:
+            self._turn_s.observe(answered_at - heard_at)
+
+    def ignore(self, kind: str) -> None:
+        self._ignored.labels(kind).inc()
 
     def exposition(self) -> bytes:
         return generate_latest(self._registry)

@@ -8,7 +8,7 @@ from gpu_server.faults import Fault
 from gpu_server.metrics import Metrics
 from gpu_server.pace import Pace
 from gpu_server.speech import Engine
-from gpu_server.trace import TraceLog, TraceRow
+from gpu_server.trace import AgentTurn, TraceLog, TraceRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,8 @@ class Service:
         self.engine = engine
         self.settings = settings
         self.admission = Admission(settings.streams, settings.queue)
-        self.metrics = Metrics(self.admission)
+        self.calls = 0  # of the voice agent, under way
+        self.metrics = Metrics(self.admission, lambda: self.calls)
         self.warm = False
         self._trace = trace
         self._ordinals = count()
@@ -49,6 +50,12 @@ class Service:
         if self._trace is not None:
             self._trace.write(row)
         self.metrics.observe(row)
+
+    def record_turn(self, row: AgentTurn) -> None:
+        """Write down a turn of a call."""
+        if self._trace is not None:
+            self._trace.write(row)
+        self.metrics.observe_turn(row)
 
     def close(self) -> None:
         self.engine.close()

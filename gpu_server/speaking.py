@@ -6,7 +6,6 @@ fails later cuts the connection: a chunked answer without its last chunk cannot 
 
 import asyncio
 import base64
-import hmac
 import json
 import sys
 import time
@@ -21,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from gpu_server.admission import QueueFull
 from gpu_server.audio_out import FORMATS
+from gpu_server.authorization import check_token
 from gpu_server.dialects import BODIES, Ask, check_ask, read_body
 from gpu_server.faults import WHOLE_ANSWERS, Fault, InjectedCut, draw, spoil_delivery, spoil_source
 from gpu_server.pace import paced, rechunked
@@ -68,7 +68,7 @@ class SpeechAnswer(Response):
 
     async def _answer(self, visit: Visit, headers: Headers, receive: Receive, send: Send) -> None:
         try:
-            _check_token(self.service.settings.token, headers)
+            check_token(self.service.settings.token, headers.get("authorization"))
             data = await _read(receive, headers)
             visit.ask = read_body(BODIES[visit.route], data)
             visit.ask = check_ask(visit.ask, self.service.engine.voices, self.service.settings.max_characters)
@@ -248,14 +248,6 @@ async def _discard(receive: Receive) -> None:
                     return
     except TimeoutError:
         return
-
-
-def _check_token(token: str | None, headers: Headers) -> None:
-    if token is None:
-        return
-    scheme, _, given = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
-        raise Refusal(401, "unauthorized", "the token is missing or wrong: send `Authorization: Bearer TOKEN`")
 
 
 def _nothing_to_say() -> Refusal:

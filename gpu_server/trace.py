@@ -1,6 +1,7 @@
-"""The server's own account of each request, one JSON line each. Knows nothing of HTTP, engines or audio.
+"""The server's own account of each request and each turn of a call, one JSON line each.
 
-A trace file: a header line, then one row a request to a speech route, also a refused or bad one. Instants end `_at`:
+Knows nothing of HTTP, engines or audio. A trace file: a header line, then one row a request to a speech route, also a
+refused or bad one (TraceRow), and one row a turn of the voice agent (AgentTurn). Instants end `_at`:
 time.monotonic() of the server's host; the header's `wall_at` and `monotonic_at` were read together.
 """
 
@@ -16,6 +17,7 @@ from typing import IO, Any, Literal, TypedDict, cast
 TRACE_VERSION = 1
 
 Outcome = Literal["ok", "client_gone", "failed", "refused", "bad_request"]
+TurnOutcome = Literal["ok", "interrupted", "mute", "client_gone", "failed"]
 
 
 class TraceHeader(TypedDict):
@@ -51,6 +53,34 @@ class TraceRow(TypedDict):
     fault_s: float | None  # seconds of delay, stall and silence they injected, as measured
 
 
+class AgentTurn(TypedDict):
+    """One turn of the voice agent. What was never reached is None."""
+
+    stream_id: str
+    agent_turn: int  # in its call, from 0; the greeting is -1
+    user_last_voiced_received_at: float | None  # arrival of the chunk with the caller's last voiced audio
+    end_of_speech_at: float | None  # the silence after it was long enough
+    transcript_at: float | None
+    first_token_at: float | None
+    first_sentence_at: float | None  # whole, so that it can be spoken
+    tts_first_audio_at: float | None  # out of the engine
+    first_audio_at: float | None  # just before the write of the first audio message
+    last_audio_at: float | None
+    finished_at: float  # played out, or given up
+    interrupted_at: float | None
+    asr_s: float | None  # end_of_speech_at to transcript_at
+    llm_ttfb_s: float | None  # transcript_at to first_token_at
+    llm_first_sentence_s: float | None  # transcript_at to first_sentence_at
+    tts_ttfb_s: float | None  # engine asked (first_sentence_at; a greeting: at once) to tts_first_audio_at
+    tokens: int | None
+    processing_s: float | None  # transcript_at to the last token
+    transcript: str | None
+    audio_s: float  # audio sent
+    outcome: TurnOutcome
+    fault: str | None  # injected faults that took effect, comma-joined
+    fault_s: float | None
+
+
 class TraceLog:
     """Appends rows to a file, each with one write, so that a killed server loses none."""
 
@@ -70,7 +100,7 @@ class TraceLog:
         )
         self._append(header)
 
-    def write(self, row: TraceRow) -> None:
+    def write(self, row: TraceRow | AgentTurn) -> None:
         """Append a row. A full disk costs the row, not the service: it is counted, and said once."""
         try:
             self._append(row)
@@ -82,18 +112,30 @@ class TraceLog:
     def close(self) -> None:
         self._file.close()
 
-    def _append(self, record: TraceHeader | TraceRow) -> None:
+    def _append(self, record: TraceHeader | TraceRow | AgentTurn) -> None:
         self._file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
 def read_trace(path: Path) -> tuple[TraceHeader | None, list[TraceRow], int]:
-    """Read a trace file: its latest header (None without one), its rows, and how many lines were neither.
+    """Read a trace file: its latest header (None without one), its requests, and how many lines were of no kind.
 
     A torn last line, garbage and rows that lack a column are counted, never raised. Columns this version does
     not know are kept.
     """
     with path.open(encoding="utf-8", errors="replace") as lines:
         return parse_trace(lines)
+
+
+def read_agent_turns(path: Path) -> list[AgentTurn]:
+    """The turns in a trace file, in the order they ended. `read_trace` has its header and counts its bad lines."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        return parse_agent_turns(lines)
+
+
+def parse_agent_turns(lines: Iterable[str]) -> list[AgentTurn]:
+    """`read_agent_turns` for lines at hand."""
+    records = (_record(line) for line in lines if '"agent_turn"' in line)
+    return [cast(AgentTurn, record) for record in records if record.keys() >= AgentTurn.__required_keys__]
 
 
 def parse_trace(lines: Iterable[str]) -> tuple[TraceHeader | None, list[TraceRow], int]:
@@ -109,7 +151,7 @@ def parse_trace(lines: Iterable[str]) -> tuple[TraceHeader | None, list[TraceRow
             header = cast(TraceHeader, record)
         elif record.keys() >= TraceRow.__required_keys__:
             rows.append(cast(TraceRow, record))
-        else:
+        elif not record.keys() >= AgentTurn.__required_keys__:
             bad_lines += 1
     return header, rows, bad_lines
 

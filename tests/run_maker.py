@@ -7,6 +7,7 @@ import argparse
 import json
 import random
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,141 @@ def turn(**given: Any) -> Row:
     return row
 
 
+def spoken(**given: Any) -> Row:
+    """A turn of a conversation: an answer 0.8 s after the user's words, heard without a stall, but for what is given.
+
+    The user begins 0.1 s after `intended_at` and speaks for `query_s` (2 s). `floor_s`: floor transfer offset, at
+    playout; the audio with the onset arrives `playout_s` (5 ms) before it is heard. A negative `floor_s` is an overlap.
+    """
+    query_s, floor_s, playout_s = given.pop("query_s", 2.0), given.pop("floor_s", 0.8), given.pop("playout_s", 0.005)
+    start = given.setdefault("intended_at", MONOTONIC_AT + 10.0)
+    onset, offset = start + 0.1, start + 0.1 + query_s
+    fixed: Row = {
+        "run": RUN,
+        "worker": "w0",
+        "session": "s0",
+        "turn": 0,
+        "protocol": "voice_agent",
+        "dialect": "pipecat",
+        "scenario": "demo",
+        "text_name": "order",
+        "phase": "measured",
+        "clock": "kernel",
+        "outcome": "early" if floor_s < 0 else "answered",
+        "sent_at": start,
+        "ready_at": start - 1.0,
+        "user_onset_at": onset,
+        "user_offset_at": offset,
+        "user_sent_at": offset + 0.010,
+        "send_late_max_s": 0.000_5,
+        "flagged": False,
+        "connection_new": False,
+        "barge_in": False,
+        "false_barge_ins": 0,
+        "stale_s": 0.0,
+        "stream_id": f"stream-{given.get('worker', 'w0')}-{given.get('session', 's0')}",
+    }
+    if given.get("outcome", "answered") in schema.ANSWERS:
+        heard = offset + floor_s
+        fixed |= {
+            "ttfc_s": floor_s - playout_s - 0.015,
+            "ttfa_s": floor_s,
+            "e2e_s": floor_s + 1.5,
+            "first_chunk_at": heard - playout_s - 0.015,
+            "first_audio_at": heard,
+            "last_chunk_at": heard + 1.5,
+            "agent_onset_at": heard,
+            "agent_onset_arrival_at": heard - playout_s,
+            "agent_offset_at": heard + 2.0,
+            "agent_onset_width_s": 0.000_1,
+            "onset_by": "ear",
+            "agent_speech_s": 2.0,
+            "overlap_s": max(0.0, -floor_s),
+            "floor_transfer_offset_s": floor_s,
+            "utterances": 1,
+            "audio_s": 2.0,
+            "sample_rate": 24_000,
+            "chunks": 50,
+            "min_prebuffer_s": 0.0,
+            "ended_at": heard + 2.5,
+        }
+        stall_s = given.get("min_prebuffer_s", 0.0)
+        for prebuffer in schema.PREBUFFERS_MS:
+            left_s = max(0.0, stall_s - prebuffer / 1000)
+            fixed[f"stall_count_{prebuffer}ms"] = int(left_s > 0)
+            fixed[f"stall_s_{prebuffer}ms"] = fixed[f"stall_longest_s_{prebuffer}ms"] = left_s
+    else:
+        fixed["ended_at"] = offset + 10.0
+    row = {**fixed, **given}
+    row.setdefault("request_id", f"{row['run']}.{row['worker']}.{row['session']}.{row['turn']}")
+    return row
+
+
+def calls(sessions: int, each: int, apart_s: float = 8.0, **given: Any) -> list[Row]:
+    """Conversations of `each` turns, `apart_s` apart, calls 0.3 s apart; a given value may be a function of the
+    ordinal of the turn (0, 1, ... through the first call, then the second)."""
+    made = []
+    for at in range(sessions * each):
+        session, number = divmod(at, each)
+        fixed = {name: value(at) if callable(value) else value for name, value in given.items()}
+        fixed.setdefault("intended_at", MONOTONIC_AT + 10.0 + 0.3 * session + apart_s * number)
+        made.append(spoken(session=f"s{session}", turn=number, **fixed))
+    return made
+
+
+# What the made agent's log says of a turn: (after the user's offset, service, what, seconds).
+STAGES: tuple[tuple[float, str, str, str], ...] = (
+    (0.300, "NemotronASRService", "ASR compute latency", "0.1"),
+    (0.301, "NemotronASRService", "TTFB", "0.3s"),
+    (0.450, "NvidiaLLMService", "TTFB", "0.15s"),
+    (0.500, "NvidiaLLMService", "prompt tokens", "96, completion tokens: 20"),
+    (0.500, "NvidiaLLMService", "processing time", "0.2s"),
+    (0.500, "NvidiaLLMService", "LLM first sentence generation time", "0.2"),
+    (0.700, "NemotronTTSService", "TTFB", "0.2s"),
+)
+
+
+def agent_log(
+    rows: Iterable[Row],
+    named: bool = True,
+    apart_s: float = 0.0,
+    greeting: bool = True,
+    connections: bool = True,
+    prefix: str = "",
+) -> str:
+    """The log of the agent that answered these turns: 0.3 s from the user's words to the transcript (0.1 s of it
+    recognition), 0.15 s to the first token, 0.05 s on to the first sentence, 0.2 s of synthesis.
+
+    named: lines have the stream id; else instances only, as in stock pipecat. apart_s: what the server's clock is ahead
+    of the clients'. greeting: each call begins with one, told of 1.7 s before its first turn is due.
+    """
+    told: list[tuple[float, str]] = []
+    ordinals: dict[str, int] = {}
+    for row in sorted(rows, key=lambda row: row["intended_at"]):
+        stream = row["stream_id"]
+        label = f"| streamId={stream} - " if named else "- "
+        if stream not in ordinals:
+            ordinals[stream] = len(ordinals)
+            up = row["intended_at"] - 1.9
+            if connections:
+                words = f"Accepted WebSocket connection for stream ID {stream}" if named else "Client"
+                told.append((up, f'INFO:     127.0.0.1:1 - "WebSocket /ws{f"/{stream}" if named else ""}" [accepted]'))
+                told.append((up, f"| INFO     | __main__:serve:1 {'| streamId=n/a ' if named else ''}- {words}"))
+            if greeting:
+                told.append((up + 0.2, f"| DEBUG    | m:f:1 {label}NvidiaLLMService#{ordinals[stream]} TTFB: 0.9s"))
+        if row["outcome"] not in schema.ANSWERS:
+            continue
+        for after, service, what, value in STAGES:
+            words = f"| DEBUG    | m:f:1 {label}{service}#{ordinals[stream]} {what}: {value}"
+            told.append((row["user_offset_at"] + after, words))
+    lines = []
+    for at, words in sorted(told, key=lambda line: line[0]):
+        wall = datetime.fromtimestamp(at - MONOTONIC_AT + WALL_AT + apart_s, UTC)
+        stamp = "" if words.startswith("INFO") else wall.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + " "
+        lines.append(f"{prefix}{stamp}{words}\n")
+    return "".join(lines)
+
+
 def turns(count: int, sessions: int = 20, **given: Any) -> list[Row]:
     """`count` successes, 0.1 s apart, spread over `sessions`; a given value may be a function of the ordinal."""
     made = []
@@ -115,13 +251,16 @@ def second(at: float, **given: Any) -> Row:
         "users": 20,
         "rows": 100,
         "listener_errors": 0,
+        "sends": 1_000,
+        "send_late_p50_s": 0.000_1,
+        "send_late_p99_s": 0.000_8,
         **given,
     }
 
 
 def start_of(row: Row) -> Row:
     """The turn_start that preceded a turn."""
-    return {name: row[name] for name in schema.names("turn_starts")}
+    return {name: row.get(name) for name in schema.names("turn_starts")}
 
 
 def facts(worker: str = "w0", **given: Any) -> Row:
@@ -161,8 +300,12 @@ def log_of(
     seconds: Iterable[Row] = (),
     worker: Mapping[str, Any] | None = None,
     unended: Iterable[Row] = (),
+    greeting_s: float | None = None,
 ) -> bytes:
-    """A whole log: each turn's start and end, a row a session, a row a second, and starts without an end."""
+    """A whole log: each turn's start and end, a row a session, a row a second, and starts without an end.
+
+    A call is ready 1.9 s before its first turn is due, and may have a greeting.
+    """
     out = [packed_header(worker or facts())]
     sessions: dict[str, Row] = {}
     for row in turns:
@@ -171,7 +314,10 @@ def log_of(
             row["session"],
             {
                 **{name: row[name] for name in ("run", "worker", "session", "protocol", "dialect", "scenario")},
-                "started_at": row["intended_at"],
+                "stream_id": row.get("stream_id"),
+                "started_at": row["intended_at"] - (2.0 if row.get("stream_id") else 0.0),
+                "ready_at": row["intended_at"] - (1.9 if row.get("stream_id") else 0.0),
+                "greeting_s": greeting_s if row.get("stream_id") else None,
                 "turns": 0,
                 "connections": 1,
             },

@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from workers.clips_command import add_arguments as add_clips_arguments
+
 
 def locust_options() -> str:
     """Help of the options that `locust --help` cannot show: it answers before it reads a locustfile."""
@@ -39,6 +41,13 @@ def main() -> int:
         "spools", type=Path, nargs="+", metavar="SPOOL", help="a worker's .msgpack, or a folder of them"
     )
     recover.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    add_clips_arguments(
+        verbs.add_parser(
+            "clips",
+            help="say what is wrong with the audio one wants to speak, and mend it",
+            description="Say what is wrong with the audio one wants to speak, and mend it.",
+        )
+    )
     options = parser.parse_args()
     try:
         match options.verb:
@@ -56,6 +65,10 @@ def main() -> int:
                 from workers.recover import recover as recover_run
 
                 print(recover_run(options.spools, options.run))
+            case "clips":
+                from workers.clips_command import clips_command
+
+                return clips_command(options)
     except (OSError, ValueError) as error:
         print(f"python -m workers {options.verb}: {error}", file=sys.stderr)
         return 2

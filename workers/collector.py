@@ -3,6 +3,7 @@
 Knows nothing of Locust's events (hooks.py) and nothing of what is in a row.
 """
 
+import logging
 import subprocess
 import sys
 import time
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from workers import manifest
+from workers.samples import parcels
 from workers.samples.recorder import LogFull
 from workers.samples.relay import Inlet, copy_tail
+
+_log = logging.getLogger("cicada")
 
 WorkerFacts = dict[str, Any]
 
@@ -65,6 +69,14 @@ class Collector:
             fix = "free some space, or name another --runs-dir"
             self.trouble = self.trouble or f"cannot record rows: {error.strerror}; {fix}"
             raise
+
+    def take_parcel(self, name: str, offset: int, data: bytes) -> None:
+        """A piece of an audio file that a worker kept."""
+        try:
+            parcels.write(self.run_dir, name, offset, data)
+        except OSError as error:
+            self.manifest["listener_errors"] += 1
+            _log.warning("clips/%s could not be written: %s", name, error.strerror)
 
     def size(self, worker: str) -> int:
         if worker in self._inlets:

@@ -20,14 +20,14 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, WorkerRunner
 
-from workers import manifest
-from workers.clients.http_connection import BadTarget, target
-from workers.clients.http_speech import DIALECTS
+from workers import manifest, targets
+from workers.audio.clips import ClipError
+from workers.clients.http_connection import BadTarget
 from workers.collector import Collector
 from workers.run import LiveRun
-from workers.samples.measure import Turn, ttfa_s, ttfc_s
+from workers.samples.measure import Turn
 from workers.samples.recorder import LogFull
-from workers.settings import Scenario, ScenarioError, add_arguments, resolve, resolve_texts
+from workers.settings import Scenario, ScenarioError, add_arguments, as_clients, resolve, resolve_texts
 from workers.station import HAND_OVER_S, Station, worker_name
 
 EXIT_ASKED_WRONG = 2  # the scenario or the target cannot be run
@@ -54,10 +54,8 @@ def live_run() -> LiveRun | None:
     return _station.run if _station is not None else None
 
 
-def tell_locust(environment: Any, run: LiveRun, turn: Turn) -> None:
-    """Give Locust's tables their figures: a turn is a request; TTFC and TTFA stand beside it and count as none."""
-    track = turn.track
-    took_s = (turn.ended_at if not turn.ok else track.last_chunk_at) - turn.intended_at
+def tell_locust(environment: Any, run: LiveRun, turn: Turn, took_s: float, figures: dict[str, float | None]) -> None:
+    """Give Locust's tables their figures: a turn is a request; `figures` (TTFC, TTFA ...) stand beside it, as none."""
     failure = None
     if turn.error_kind is not None:
         # One line a kind: Locust groups failures by their text.
@@ -74,9 +72,9 @@ def tell_locust(environment: Any, run: LiveRun, turn: Turn) -> None:
         )
         if turn.ok:
             entries = environment.stats.entries
-            for name, seconds in (("TTFC", ttfc_s(turn)), ("TTFA", ttfa_s(turn))):
+            for name, seconds in figures.items():
                 if seconds is not None:
-                    entries[name, turn.dialect].log(seconds * 1000, 0)
+                    entries[name, turn.dialect].log(max(0.0, seconds) * 1000, 0)
     except Exception:  # a listener of the user's: its failure must not cost the turn
         run.listener_errors += 1
         _log.exception("telling Locust of a turn failed")
@@ -97,10 +95,12 @@ def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
         runner.register_message("cicada_rows", _on_rows)
         runner.register_message("cicada_drained", _on_drained)
         runner.register_message("cicada_trouble", _on_trouble, concurrent=True)
+        runner.register_message("cicada_parcel", _on_parcel)
     else:
         _station = Station(runner, lambda line: _tell_trouble(environment, line))
     if isinstance(runner, WorkerRunner):
         runner.register_message("cicada_ack", _on_ack)
+        runner.register_message("cicada_parcel_ack", _on_parcel_ack)
         runner.register_message("cicada_drain", _on_drain, concurrent=True)
     _tame_sigint(runner)
 
@@ -109,10 +109,11 @@ def _check_options(environment: Environment) -> None:
     """Refuse a scenario or target that cannot be run before anything starts; a web UI may be told the target later."""
     options: Any = environment.parsed_options
     try:
-        scenario = resolve(options)
+        scenario = resolve(options, targets.protocols(environment.user_classes))
         if options.headless or options.autostart or environment.host:
-            target(environment.host, DIALECTS[scenario.dialect], scenario.path, scenario.insecure, None)
-    except (ScenarioError, BadTarget) as error:
+            targets.check(environment, scenario)
+        as_clients(options, scenario)
+    except (ScenarioError, BadTarget, ClipError) as error:
         print(f"cicada: {error}", file=sys.stderr, flush=True)
         _dismiss_forked_workers(environment)
         sys.exit(EXIT_ASKED_WRONG)
@@ -141,7 +142,7 @@ def _on_test_start(environment: Environment, **_: Any) -> None:
         options.cicada_run = None
         try:
             options.cicada_run = _begin_run(environment)
-        except (ScenarioError, BadTarget, OSError) as error:
+        except (ScenarioError, BadTarget, ClipError, OSError) as error:
             line = f"no run was started: {error}"
             _stop_for(environment, line, EXIT_ASKED_WRONG)
             return
@@ -158,11 +159,12 @@ def _begin_run(environment: Environment) -> dict[str, Any]:
     global _master  # noqa: PLW0603 - as above
     options: Any = environment.parsed_options
     runner: Any = environment.runner
-    scenario = resolve(options)
-    target(environment.host, DIALECTS[scenario.dialect], scenario.path, scenario.insecure, None)
+    scenario = resolve(options, targets.protocols(environment.user_classes))
+    hosts = targets.check(environment, scenario)
     run_dir = manifest.new_run_dir(Path(scenario.runs_dir), scenario.name)
     users = options.num_users
-    facts = manifest.opening(run_dir.name, environment.host, scenario.model_dump(mode="json"), users, sys.argv)
+    host = " ".join(sorted(set(hosts.values())))
+    facts = manifest.opening(run_dir.name, host, scenario.model_dump(mode="json"), users, sys.argv)
     _master = Collector(run_dir, facts)
     _log.info("rows go to %s", run_dir)
     names = [worker_name(client.id) for client in runner.clients.ready] if isinstance(runner, MasterRunner) else []
@@ -175,7 +177,8 @@ def _begin_run(environment: Environment) -> dict[str, Any]:
         "run_dir": str(run_dir),
         "scenario": scenario.model_dump(mode="json"),
         "texts": resolve_texts(scenario),
-        "host": environment.host,
+        "hosts": hosts,
+        "clips": targets.fingerprint(scenario) if "voice_agent" in hosts else None,
         "starts_wall_at": now,
         # An open loop begins when its users are there: starts nobody could take would say nothing of the target.
         "open_loop_wall_at": now + ramp_s + 1.0,
@@ -226,6 +229,14 @@ def _on_drained(environment: Environment, msg: Any, **_: Any) -> None:
         _master.drained(msg.data)
 
 
+def _on_parcel(environment: Environment, msg: Any, **_: Any) -> None:
+    data = msg.data
+    runner: Any = environment.runner
+    if _master is not None and data["run"] == _master.run:
+        _master.take_parcel(data["name"], data["offset"], data["data"])
+    runner.send_message("cicada_parcel_ack", {"run": data["run"]}, msg.node_id)
+
+
 def _on_trouble(environment: Environment, msg: Any, **_: Any) -> None:
     _stop_for(environment, msg.data["line"])
 
@@ -238,6 +249,11 @@ def _on_ack(environment: Environment, msg: Any, **_: Any) -> None:
     if station is None or station.relay is None or station.run is None or msg.data["run"] != station.run.id:
         return  # of a run that is over for this worker
     station.relay.acknowledge(msg.data["offset"])
+
+
+def _on_parcel_ack(environment: Environment, msg: Any, **_: Any) -> None:
+    if _station is not None and _station.parcels is not None:
+        _station.parcels.acknowledge()
 
 
 def _on_drain(environment: Environment, msg: Any, **_: Any) -> None:

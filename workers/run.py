@@ -6,24 +6,30 @@ Knows nothing of Locust's messages (hooks.py) or of HTTP.
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import gevent
 from gevent.event import AsyncResult, Event
 
 from workers.arrivals import schedule
+from workers.calling import Calling
 from workers.clients.http_connection import Target, target
 from workers.clients.http_speech import DIALECTS
 from workers.clients.link import switchboard
 from workers.clients.ticker import Call
+from workers.events import ServerFigure
 from workers.health import Health
-from workers.samples.measure import Row, Turn, start_row, turn_row
+from workers.samples.measure import Row, Turn, start_row
 from workers.samples.recorder import LogFull, Recorder
 from workers.samples.schema import names
 from workers.settings import Scenario, token
+from workers.targets import fingerprint
 from workers.texts import generated
+
+AnyTurn = TypeVar("AnyTurn", bound=Turn)
 
 
 class LiveUser(Protocol):
@@ -35,7 +41,8 @@ class LiveUser(Protocol):
     def cut_short(self, kind: str, line: str) -> None:
         """End the turn under way."""
 
-    def session_row(self) -> Row: ...
+    def session_rows(self) -> list[Row]:
+        """Rows of `sessions` that are not recorded yet."""
 
 
 class LiveRun:
@@ -49,11 +56,12 @@ class LiveRun:
         log: Path,
         on_trouble: Callable[[str], None],
     ) -> None:
-        """identity: what the master decided (run, scenario, texts, starts_wall_at, open_loop_wall_at, host, share).
+        """identity: what the master decided (run, scenario, texts, starts_wall_at, open_loop_wall_at, hosts, share).
 
         Raises BadTarget, OSError.
         """
         self.id: str = identity["run"]
+        self.run_dir: str = identity["run_dir"]
         self.worker = worker
         self.scenario = Scenario.model_validate(identity["scenario"])
         self.texts: dict[str, str] | None = identity["texts"]
@@ -69,24 +77,52 @@ class LiveRun:
         self._on_trouble = on_trouble
         self._closed = False
         self._token = token()
-        self.target: Target = target(
-            identity["host"],
-            DIALECTS[self.scenario.dialect],
-            self.scenario.path,
-            self.scenario.insecure,
-            self._token,
-        )
         self.board = switchboard()
+        self._identity = identity
+        self._seconds: list[Callable[[], dict[str, object]]] = []  # what else belongs into a row of `workers`
+        self._closing: list[Callable[[], None]] = []
         self._wall_offset_s = time.time() - time.monotonic()
         self._measured_from = identity["starts_wall_at"] - self._wall_offset_s + self.scenario.warm_up_s
+        self.prepare()
         self.recorder = Recorder(log, facts)
         self._health = Health(self.board.ticker, self._record_second)
-        self._prefix = f"{self.id}.{worker.rpartition('_')[2]}"
-        self._request_count = self._session_count = 0
+        self.short_worker = worker.rpartition("_")[2]
+        self._prefix = f"{self.id}.{self.short_worker}"
+        self._request_count = self._session_count = self._user_count = 0
         self._waiting: deque[AsyncResult[float]] = deque()
         self._next_start: Call | None = None
         if self.open_loop:
             self._begin_schedule(identity["open_loop_wall_at"] - self._wall_offset_s, identity["share"].get(worker))
+
+    # ---- where to, by protocol; made when the first user needs it
+
+    @cached_property
+    def dialect(self) -> str:
+        """Of HTTP users."""
+        return self.scenario.dialect_of("http_tts")
+
+    @cached_property
+    def target(self) -> Target:
+        """Of HTTP users. Raises BadTarget."""
+        scenario, host = self.scenario, self._identity["hosts"]["http_tts"]
+        return target(host, DIALECTS[self.dialect], scenario.path, scenario.insecure, self._token)
+
+    @cached_property
+    def calling(self) -> Calling:
+        """Of users who call. Raises BadTarget, ClipError."""
+        found = Calling(self.scenario, self._identity["hosts"]["voice_agent"], self._token, self.board, self.worker)
+        self._seconds.append(found.second)
+        self._closing.append(found.close)
+        return found
+
+    def prepare(self) -> None:
+        """Make what the run's protocols need now: what cannot work is known before the first user starts."""
+        wanted = self._identity["clips"]
+        if wanted is not None and wanted != fingerprint(self.scenario):
+            folder = self.scenario.audio_dir
+            raise ValueError(f"its {folder} holds other queries than the master's: copy the master's folder to it")
+        for protocol in self._identity["hosts"]:
+            _ = self.target if protocol == "http_tts" else self.calling
 
     # ---- what is due
 
@@ -138,6 +174,10 @@ class LiveRun:
 
     # ---- turns
 
+    def new_user(self) -> int:
+        self._user_count += 1
+        return self._user_count
+
     def new_session(self) -> str:
         self._session_count += 1
         return f"{self.worker}:{self._session_count}"
@@ -158,18 +198,37 @@ class LiveRun:
 
     def over(self, turn: Turn) -> None:
         """The turn has ended, well or not."""
-        if turn.sent_at:
-            self._health.send_late_max_s = max(self._health.send_late_max_s, turn.sent_at - turn.intended_at)
+        self._health.send_late_max_s = max(self._health.send_late_max_s, turn.late_s)
         self.turns += 1
         self.in_flight -= 1
         if self.in_flight == 0:
             self._none_in_flight.set()
 
-    def record(self, turn: Turn) -> None:
+    def record(self, turn: AnyTurn, row_of: Callable[[AnyTurn, str, str, str, bool], Row]) -> None:
+        """Write a turn's row, which `row_of` makes (measure.turn_row or measure_call.call_row)."""
         if turn.error and self._token:
             turn.error = turn.error.replace(self._token, "[token]")
         keep_chunks = self.rng.random() < self.scenario.keep_chunks
-        self._record("turns", turn_row(turn, self.id, self.worker, self.scenario.name, keep_chunks))
+        self._record("turns", row_of(turn, self.id, self.worker, self.scenario.name, keep_chunks))
+
+    def record_session(self, row: Row) -> None:
+        self._record("sessions", row)
+
+    def record_figure(self, figure: ServerFigure, stream_id: str, session: str, turn: int | None) -> None:
+        """What a server told of itself in band."""
+        known: dict[str, object] = {
+            "run": self.id,
+            "source": "in-band",
+            "stream_id": stream_id,
+            "component": figure.component,
+            "metric": figure.metric,
+            "value_s": figure.value_s,
+            "instance": figure.instance,
+            "session": session,
+            "turn": turn,
+            "at": time.time(),
+        }
+        self._record("server", [known.get(name) for name in _SERVER_COLUMNS])
 
     def _record(self, table: str, row: Row) -> None:
         if self._closed:
@@ -200,12 +259,14 @@ class LiveRun:
             "rows": self.recorder.rows,
             "listener_errors": self.listener_errors,
         }
+        for second in self._seconds:
+            known |= second()
         self.starts = self.dropped_starts = 0
-        self._record("workers", [known[name] for name in _WORKER_COLUMNS])
+        self._record("workers", [known.get(name) for name in _WORKER_COLUMNS])
 
     # ---- the end
 
-    def drain(self, grace_s: float) -> None:
+    def drain(self, grace_s: float, before_closing: Callable[["LiveRun"], None] | None = None) -> None:
         """Begin no more turns, let those under way end for `grace_s` seconds, cut the rest, and close the log."""
         if self.draining:
             return
@@ -220,14 +281,22 @@ class LiveRun:
         while self._waiting:
             self._waiting.popleft().set_exception(gevent.GreenletExit())
         self._health.report()
+        if before_closing is not None:
+            before_closing(self)
         self.close()
         gevent.sleep(0.01)  # let users that were cut leave Locust's group: it complains of dead ones
+
+    def keepsakes(self) -> Iterator[tuple[str, bytes]]:
+        """Name and bytes of the audio files that this worker's calls leave behind, one after the other."""
+        if "voice_agent" in self._identity["hosts"]:
+            yield from self.calling.keepsake_files()
 
     def leave(self, user: LiveUser) -> None:
         """A user's session is over."""
         if user in self.users:
             self.users.remove(user)
-            self._record("sessions", user.session_row())
+            for row in user.session_rows():
+                self.record_session(row)
 
     def close(self) -> None:
         if self._next_start is not None:
@@ -235,6 +304,8 @@ class LiveRun:
         self._health.close()
         self._closed = True
         self.recorder.close()
+        for close in self._closing:
+            close()
 
 
-_WORKER_COLUMNS = names("workers")
+_WORKER_COLUMNS, _SERVER_COLUMNS = names("workers"), names("server")

@@ -8,6 +8,7 @@ import argparse
 import difflib
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,9 +17,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from workers import texts as texts_of
 from workers.audio.containers import FORMATS
+from workers.clients.codecs import CODECS
 from workers.clients.http_speech import DIALECTS
 
 TOKEN_VARIABLE = "CICADA_TOKEN"
+
+Protocol = Literal["http_tts", "voice_agent"]
+_HTTP_ONLY: tuple[Protocol, ...] = ("http_tts",)
+_HTTP_DEFAULT, _CALL_DEFAULT = "synthesize", "pipecat"
+_DIALECTS: dict[Protocol, tuple[Collection[str], str]] = {
+    "http_tts": (DIALECTS, _HTTP_DEFAULT),
+    "voice_agent": (CODECS, _CALL_DEFAULT),
+}
 
 
 class ScenarioError(ValueError):
@@ -53,7 +63,11 @@ class Scenario(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field("speech", description="name of the scenario; part of the run directory's name", min_length=1)
-    dialect: str = Field("synthesize", description=f"how the server is spoken to: {', '.join(DIALECTS)}")
+    dialect: str | None = Field(
+        None,
+        description=f"how the server is spoken to: {', '.join(DIALECTS)} (the default for HTTP is {_HTTP_DEFAULT});"
+        f" voice agents: {', '.join(CODECS)} (the default there is {_CALL_DEFAULT})",
+    )
     path: str | None = Field(None, description="path of the endpoint, where it is not the dialect's own")
     texts: str = Field(
         "standard", description="what is said: standard (five texts), generated, or a UTF-8 file, one a line"
@@ -81,14 +95,46 @@ class Scenario(BaseModel):
     audible_dbfs: float = Field(-40.0, description="level from which a sample counts as audible (dBFS)", ge=-90, le=0)
     longest_s_per_char: Positive = Field(0.4, description="an answer longer than 2 s + this a character is too_long")
     shortest_s_per_char: NotNegative = Field(0.015, description="an answer shorter than this a character is too_short")
+    port: int = Field(8100, description="voice agents: port, where --host names none", ge=1, le=65535)
+    audio_dir: str = Field("audio_files", description="voice agents: folder of the queries (16 kHz mono 16-bit WAV)")
+    chunk_ms: int = Field(20, description="voice agents: audio a message to the server (ms)", ge=5, le=200)
+    send_rate: int | None = Field(
+        None,
+        description="voice agents: sample rate (Hz) the server wants, where it is not the dialect's",
+        ge=8000,
+        le=48000,
+    )
+    turns_per_call: int = Field(0, description="voice agents: turns before a caller hangs up; 0: until the end", ge=0)
+    greeting_s: NotNegative = Field(2.0, description="voice agents: longest wait for a greeting to begin (s)")
+    answer_timeout_s: Positive = Field(
+        15.0, description="voice agents: longest wait from the user's last word to the agent's first (s)"
+    )
+    answer_end_s: Positive = Field(1.0, description="voice agents: quiet that ends an answer (s)")
+    longest_answer_s: Positive = Field(60.0, description="voice agents: an answer that lasts longer never_stopped (s)")
+    barge_in_share: float = Field(0.0, description="voice agents: share of turns that are interrupted", ge=0, le=1)
+    barge_in_after_s: Positive = Field(1.0, description="voice agents: how long the agent speaks until then (s)")
+    yield_s: Positive = Field(2.0, description="voice agents: an agent that speaks on for longer did not yield (s)")
+    keep_audio: float = Field(
+        0.02, description="voice agents: share of sessions whose worst turns are kept as FLAC", ge=0, le=1
+    )
+    clients: int | None = Field(None, description="voice agents, as NVIDIA's benchmark: callers at a time", ge=1)
+    test_duration: Positive | None = Field(
+        None, description="voice agents: seconds measured once the last of --clients has started, then the run ends"
+    )
+    client_start_delay: NotNegative = Field(1.0, description="voice agents: seconds between starts of --clients")
+    threshold: NotNegative = Field(
+        0.5, description="voice agents: an answer sooner than this counts as NVIDIA's reverse barge-in (s)"
+    )
+    output_dir: str | None = Field(None, description="voice agents: write NVIDIA's JSON files there when the run ends")
     keep_chunks: float = Field(0.01, description="share of rows that keep every chunk's arrival", ge=0, le=1)
     runs_dir: str = Field("runs", description="where run directories are made (on the master)")
     spool_dir: str = Field("spool", description="where each worker keeps its rows until the master has them")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Scenario":
-        if self.dialect not in DIALECTS:
-            raise ValueError(f"dialect: {self.dialect!r} is unknown{_nearest(self.dialect, list(DIALECTS))}")
+        known = [*DIALECTS, *CODECS]
+        if self.dialect is not None and self.dialect not in known:
+            raise ValueError(f"dialect: {self.dialect!r} is unknown{_nearest(self.dialect, known)}")
         if self.format not in FORMATS:
             raise ValueError(f"format: {self.format!r} cannot be heard{_nearest(self.format, list(FORMATS))}")
         low, high = self.think_s
@@ -102,8 +148,16 @@ class Scenario(BaseModel):
             raise ValueError(f"path: {self.path!r} must begin with / and hold printable ASCII without spaces")
         return self
 
+    def dialect_of(self, protocol: Protocol) -> str:
+        """The dialect of users of this protocol: the one asked for where it is of that protocol, else the usual one."""
+        known, usual = _DIALECTS[protocol]
+        return self.dialect if self.dialect is not None and self.dialect in known else usual
 
-_IN_WEB_UI = ("dialect", "texts", "voices", "format", "arrivals", "think_s", "rate", "warm_up_s", "timeout_s")
+
+_IN_WEB_UI = (
+    *("dialect", "texts", "voices", "format", "arrivals", "think_s", "rate", "warm_up_s", "timeout_s"),
+    *("audio_dir", "answer_timeout_s", "barge_in_share", "keep_audio"),
+)
 
 
 class _Words(argparse.Action):
@@ -136,14 +190,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.is_secret = action.is_required = action.is_multiple = False
 
 
-def resolve(options: argparse.Namespace) -> Scenario:
-    """The scenario of the given options and file. Raises ScenarioError with one line."""
+def resolve(options: argparse.Namespace, protocols: Collection[Protocol] = _HTTP_ONLY) -> Scenario:
+    """The scenario of the given options and file, for users of these protocols. Raises ScenarioError with one line."""
     keys = read_file(Path(options.scenario)) if getattr(options, "scenario", None) else {}
     for key in Scenario.model_fields:
         given = getattr(options, key, None)
         if given not in (None, "", []):
             keys[key] = given
-    return build(keys)
+    if "http_tts" not in protocols:
+        keys.setdefault("name", "voice_agent")
+    scenario = build(keys)
+    of_them = [name for protocol in protocols for name in _DIALECTS[protocol][0]]
+    if scenario.dialect is not None and scenario.dialect not in of_them:
+        raise ScenarioError(
+            f"scenario: dialect: {scenario.dialect!r} is none of these users' protocol ({', '.join(protocols)});"
+            f" there are {', '.join(of_them)}"
+        )
+    if scenario.test_duration is not None or scenario.clients is not None:
+        callers = scenario.clients or getattr(options, "num_users", None) or 1
+        starting_s = (callers - 1) * scenario.client_start_delay
+        window: dict[str, Any] = {"clients": callers, "warm_up_s": max(scenario.warm_up_s, starting_s)}
+        scenario = scenario.model_copy(update=window)
+    return scenario
+
+
+def as_clients(options: argparse.Namespace, scenario: Scenario) -> None:
+    """Tell Locust what --clients and --test-duration mean: users, spawn rate, and when the run ends."""
+    if scenario.clients is None:
+        return
+    options.num_users = scenario.clients
+    delay_s = scenario.client_start_delay
+    options.spawn_rate = 1 / delay_s if delay_s else float(scenario.clients)
+    if scenario.test_duration is not None:
+        options.run_time = scenario.warm_up_s + scenario.test_duration
 
 
 def read_file(path: Path) -> dict[str, Any]:

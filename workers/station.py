@@ -14,6 +14,8 @@ from locust.runners import WorkerRunner
 
 from workers import manifest
 from workers.run import LiveRun
+from workers.samples import parcels
+from workers.samples.parcels import Parcels
 from workers.samples.relay import Relay
 
 HAND_OVER_S = 30.0  # without any progress for this long, nobody waits for rows any more
@@ -28,6 +30,7 @@ class Station:
         self.worker = worker_name(runner.client_id)
         self.run: LiveRun | None = None
         self.relay: Relay | None = None
+        self.parcels: Parcels | None = None
         self.drain_asked = False
 
     def join(self, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -56,6 +59,7 @@ class Station:
             return None
         if self._distributed:
             self.relay = Relay(run_id, self.worker, log, lambda: run.recorder.size, self._runner.send_message)
+            self.parcels = Parcels(run_id, self._runner.send_message)
         return facts
 
     def drain(self, grace_s: float) -> dict[str, Any] | None:
@@ -67,7 +71,7 @@ class Station:
         if run is None:
             return None
         self.drain_asked = True
-        run.drain(grace_s)
+        run.drain(grace_s, self._send_keepsakes)
         if self.relay is not None:
             self.relay.flush(HAND_OVER_S)
         return {
@@ -80,10 +84,17 @@ class Station:
             "listener_errors": run.listener_errors,
         }
 
+    def _send_keepsakes(self, run: LiveRun) -> None:
+        for name, data in run.keepsakes():
+            if self.parcels is not None:
+                self.parcels.send(name, data, HAND_OVER_S)
+            else:
+                parcels.write(Path(run.run_dir), name, 0, data)
+
     def leave(self) -> None:
         """The run, if any, is over for this process."""
         run, relay = self.run, self.relay
-        self.run = self.relay = None
+        self.run = self.relay = self.parcels = None
         if run is None:
             return
         run.drain(0.0)

@@ -4,9 +4,6 @@ import time
 from typing import Any
 
 import gevent
-from gevent.event import Event
-from locust import User
-from locust.exception import StopUser
 
 from workers import defects, hooks
 from workers.audio.containers import Samples
@@ -15,6 +12,7 @@ from workers.clients.http_connection import HttpConnection
 from workers.clients.http_exchange import Exchange
 from workers.clients.http_speech import Say
 from workers.failures import TurnFailed
+from workers.participant import Participant
 from workers.run import LiveRun
 from workers.samples import measure
 from workers.samples.measure import Row, Turn
@@ -87,7 +85,7 @@ class Speech:
         self._turn.fail("answered", "rejected", reason)
 
 
-class SpeechUser(User):
+class SpeechUser(Participant):
     """A person who listens to a text-to-speech server over HTTP.
 
     Between tasks it thinks as the scenario says, or as a `wait_time` of its own. In an open loop (`--arrivals
@@ -95,37 +93,14 @@ class SpeechUser(User):
     """
 
     abstract = True
+    protocol = "http_tts"
     keep_audio = True  # False: `speech.samples` stays empty, and a worker with many users needs less memory
 
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
-        self._think = self.wait_time
-        self.wait_time = self._wait  # type: ignore[method-assign]
-        self._due_at = 0.0
-        self._unsettled: Turn | None = None
         self._connection: HttpConnection | None = None
-        self._run: LiveRun | None = None
         self._turns = 0
         self._session = ""
-        self._started_at = 0.0
-        self._cut = ("user_stopped", "the user was stopped before the answer ended")
-
-    def wait_time(self) -> float:
-        run = self._run or hooks.live_run()
-        return run.think_s() if run else 0.0
-
-    def _wait(self) -> float:
-        """Locust asks how long to wait after a task: wait here, exactly, and answer nothing."""
-        self.settle()
-        run = self._run or hooks.live_run()
-        if run is None:
-            raise StopUser
-        if not run.open_loop and not run.draining:
-            self._due_at = time.monotonic() + self._think()
-            run.board.ticker.sleep_until(self._due_at)
-        if run.draining:
-            Event().wait()  # parked: Locust stops users that wait at once
-        return 0.0
 
     def pick_text(self) -> tuple[str, str]:
         """Name and text of the scenario's next text."""
@@ -138,8 +113,8 @@ class SpeechUser(User):
         """
         run = self._join()
         self.settle()
-        intended_at = run.next_start() if run.open_loop else self._due_at or time.monotonic()
-        self._due_at = 0.0
+        intended_at = run.next_start() if run.open_loop else self.due_at or time.monotonic()
+        self.due_at = 0.0
         if run.draining:
             raise gevent.GreenletExit
         scenario = run.scenario
@@ -148,7 +123,7 @@ class SpeechUser(User):
             self._session,
             self._turns,
             "http_tts",
-            scenario.dialect,
+            run.dialect,
             run.new_request_id(),
             name or shortened(text),
             len(text),
@@ -165,7 +140,7 @@ class SpeechUser(User):
             return Exchange(run.target.dialect, scenario.format, scenario.sample_rate, track)
 
         run.begin(turn)
-        self._unsettled = turn
+        self.unsettled = turn
         try:
             assert self._connection is not None
             self._connection.ask(say, turn, time.monotonic() + scenario.timeout_s, begin)
@@ -178,7 +153,7 @@ class SpeechUser(User):
             turn.fail("protocol_error", "internal_error", f"{type(error).__name__}: {error}")
             run.listener_errors += 1
         except gevent.GreenletExit:
-            turn.fail("cut", *self._cut)
+            turn.fail("cut", *self.cut)
             raise
         finally:
             turn.ended_at = time.monotonic()
@@ -186,50 +161,33 @@ class SpeechUser(User):
         return Speech(turn)
 
     def _join(self) -> LiveRun:
-        if self._run is None:
-            run = hooks.live_run()
-            if run is None:
-                raise StopUser
-            self._run = run
+        run = self.join()
+        if not self._session:
             self._session = run.new_session()
-            self._started_at = time.monotonic()
             self._connection = HttpConnection(run.target, run.board, run.scenario.connect_timeout_s)
-            run.users.add(self)
-            self.greenlet.link(lambda _: self._leave())  # also where a subclass's on_stop does not call ours
-        if self._run.draining:
+        if run.draining:
             raise gevent.GreenletExit  # ends the user as Locust itself does, in on_stop too, without a word
-        return self._run
+        return run
 
-    def settle(self) -> None:
-        """Record the turn that is over: its row, and Locust's own tables."""
-        turn = self._unsettled
-        if turn is None or self._run is None or not turn.ended_at:
-            return
-        self._unsettled = None
-        self._run.record(turn)
+    def record(self, run: LiveRun, turn: Turn) -> None:
+        run.record(turn, measure.turn_row)
         if turn.outcome != "cut":
-            hooks.tell_locust(self.environment, self._run, turn)
+            figures = {"TTFC": measure.ttfc_s(turn), "TTFA": measure.ttfa_s(turn)}
+            took_s = (turn.ended_at if not turn.ok else turn.track.last_chunk_at) - turn.intended_at
+            hooks.tell_locust(self.environment, run, turn, took_s, figures)
 
-    def cut_short(self, kind: str, line: str) -> None:
-        if self._unsettled is not None and not self._unsettled.ended_at:
-            self._cut = (kind, line)
-            self.greenlet.kill(block=False)
+    def session_rows(self) -> list[Row]:
+        if not self._session:
+            return []
+        assert self.run_joined is not None
+        run, opened = self.run_joined, self._connection.opened if self._connection else 0
+        scenario = run.scenario
+        return [[
+            run.id, run.worker, self._session, "http_tts", run.dialect, scenario.name,
+            self.started_at, time.monotonic(), self._turns, opened,
+        ]]  # fmt: skip
 
-    def session_row(self) -> Row:
-        assert self._run is not None
-        scenario, opened = self._run.scenario, self._connection.opened if self._connection else 0
-        return [
-            self._run.id, self._run.worker, self._session, "http_tts", scenario.dialect, scenario.name,
-            self._started_at, time.monotonic(), self._turns, opened,
-        ]  # fmt: skip
-
-    def on_stop(self) -> None:
-        self._leave()
-
-    def _leave(self) -> None:
-        run = self._run
-        if run is not None and self in run.users:
-            self.settle()
-            run.leave(self)
+    def leave(self) -> None:
+        super().leave()
         if self._connection is not None:
             self._connection.close()

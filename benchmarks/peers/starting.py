@@ -7,7 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks import voice
+from benchmarks.peers.building import built
 from benchmarks.processes import PYTHON, ROOT, SERVER_CORE, Running
+
+ANSWER_S = 3.0
+_TRACE, _RECEIPTS = "trace.jsonl", "receipts.bin"
 
 
 class Peer:
@@ -35,6 +40,47 @@ def paced_server() -> Iterator[Peer]:
     """benchmarks/peers/paced_server.py."""
     with Running([*PYTHON, "benchmarks.peers.paced_server"], cwd=ROOT, core=SERVER_CORE) as running:
         yield Peer(running, running.wait_for("ready on ").rpartition(" ")[2])
+
+
+class AgentPeer(Peer):
+    """A voice agent at work. made_of: "C", or "Python" where no compiler is there."""
+
+    def __init__(self, running: Running, url: str, secure: str, made_of: str, folder: Path) -> None:
+        super().__init__(running, url)
+        self.made_of, self.trace, self.receipts = made_of, folder / _TRACE, folder / _RECEIPTS
+        self.port = int(url.rpartition(":")[2])
+        self.ws_url, self.wss_url = url.replace("http", "ws", 1), secure
+
+
+@contextmanager
+def agent_peer(folder: Path, *options: str, tls: bool = False, answer_s: float = ANSWER_S) -> Iterator[AgentPeer]:
+    """benchmarks/peers/agent_peer.c, or agent_peer.py; its trace and receipts are written into `folder`.
+
+    Files are whole once `figures` was asked. tls: the same port takes wss:// too. Raises ImportError without trustme.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    answer = folder / "answer.s16"
+    answer.write_bytes(voice.voiced(answer_s).tobytes())
+    files = ("--answer", str(answer), "--trace", str(folder / _TRACE), "--receipts", str(folder / _RECEIPTS))
+    if tls:
+        files += _certificate(folder)
+    program = built("agent_peer", folder, tls)
+    command = [str(program)] if program else [*PYTHON, "benchmarks.peers.agent_peer"]
+    with Running([*command, *files, *options], cwd=ROOT, core=SERVER_CORE) as running:
+        secure = running.wait_for("wss://").rpartition(" ")[2] if tls and not program else None
+        url = running.wait_for("ready on ").rpartition(" ")[2]
+        made_of = "C" if program else "Python"
+        yield AgentPeer(running, url, secure or url.replace("http", "wss", 1), made_of, folder)
+
+
+def _certificate(folder: Path) -> tuple[str, ...]:
+    import trustme
+
+    issued = trustme.CA().issue_cert("localhost", "127.0.0.1")
+    chain, key = folder / "chain.pem", folder / "key.pem"
+    key.write_bytes(issued.private_key_pem.bytes())
+    chain.write_bytes(b"".join(part.bytes() for part in issued.cert_chain_pems))
+    return "--cert", str(chain), "--key", str(key)
 
 
 @contextmanager

@@ -40,17 +40,22 @@ def minimal_prebuffer_s(late_s: npt.NDArray[np.float64]) -> float:
     return max(0.0, float(late_s.max())) if late_s.size else 0.0
 
 
-def stalls(late_s: npt.NDArray[np.float64], prebuffers_s: Sequence[float]) -> list[Stalls]:
-    """Stalls for each prebuffer (s). The playhead's delay is the running maximum of the lateness beyond the buffer."""
+def stalls(
+    late_s: npt.NDArray[np.float64], prebuffers_s: Sequence[float], shortest_s: float = STALL_MIN_S
+) -> list[Stalls]:
+    """Stalls for each prebuffer (s); waits shorter than `shortest_s` count as time, but as no underrun.
+
+    The playhead's delay is the running maximum of the lateness beyond the buffer.
+    """
     if not late_s.size:
         return [NO_STALLS] * len(prebuffers_s)
     worst = np.maximum.accumulate(late_s)
     # The delay grows only where the lateness reaches a new high: few chunks of many.
     highs: list[float] = [float(worst[0]), *worst[1:][worst[1:] > worst[:-1]].tolist()]
-    return [_stalls(highs, prebuffer_s) for prebuffer_s in prebuffers_s]
+    return [_stalls(highs, prebuffer_s, shortest_s) for prebuffer_s in prebuffers_s]
 
 
-def _stalls(highs: list[float], prebuffer_s: float) -> Stalls:
+def _stalls(highs: list[float], prebuffer_s: float, shortest_s: float) -> Stalls:
     if highs[-1] <= prebuffer_s:
         return NO_STALLS
     underruns, longest_s, delay_s = 0, 0.0, 0.0
@@ -59,5 +64,5 @@ def _stalls(highs: list[float], prebuffer_s: float) -> Stalls:
         if wait_s > 0.0:
             delay_s += wait_s
             longest_s = max(longest_s, wait_s)
-            underruns += wait_s >= STALL_MIN_S
+            underruns += wait_s >= shortest_s
     return Stalls(underruns, delay_s, longest_s)

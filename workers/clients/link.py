@@ -16,6 +16,7 @@ import ssl
 import struct
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
@@ -24,7 +25,7 @@ import gevent.socket
 from gevent import monkey
 from gevent.event import Event
 
-from workers.clients.ticker import Call, Ticker
+from workers.clients.ticker import Beat, Ticker
 
 READ_BYTES = 256 * 1024
 POLL_EVERY_S = 0.0005
@@ -64,8 +65,9 @@ class Switchboard:
         self.ticker = Ticker()
         self.polled_at = time.monotonic()
         self._offset_s = 0.0  # monotonic - wall
-        self._next_poll: Call | None = None
+        self._beat = Beat(POLL_EVERY_S, self._on_beat)
         self.awaiting = 0  # links that expect bytes
+        self._on_each_beat: Callable[[], object] | None = None
         self._watcher = gevent.get_hub().loop.io(self._epoll.fileno(), 1)
         self._watcher.start(self.poll)
         # The kernel stamps packets only while some socket asks for it, and begins a moment after the first one asks.
@@ -86,17 +88,22 @@ class Switchboard:
     def expect(self, change: int) -> None:
         """`change` more (or fewer) links await bytes. While any does, the sockets are polled twice a millisecond."""
         self.awaiting += change
-        if self.awaiting > 0 and self._next_poll is None:
-            self._next_poll = self.ticker.call_at(time.monotonic() + POLL_EVERY_S, self._tick)
+        if self.awaiting > 0:
+            self._beat.start()
 
-    def _tick(self) -> None:
-        self._next_poll = None
-        if self.awaiting <= 0:
+    def each_beat(self, action: Callable[[], object] | None) -> None:
+        """Call `action` twice a millisecond, before the sockets are polled; None: no more."""
+        self._on_each_beat = action
+        self._beat.start()
+
+    def _on_beat(self) -> None:
+        if self._on_each_beat is not None:
+            self._on_each_beat()
+        elif self.awaiting <= 0:
+            self._beat.stop()
             return
-        now = time.monotonic()
-        if now - self.polled_at >= POLL_EVERY_S * 0.9:
+        if time.monotonic() - self.polled_at >= POLL_EVERY_S * 0.5:
             self.poll()
-        self._next_poll = self.ticker.call_at(max(self.polled_at + POLL_EVERY_S, now + 1e-4), self._tick)
 
     def poll(self) -> None:
         """Read whatever is there. A socket that `epoll` does not name was empty when it was asked."""
@@ -182,6 +189,7 @@ class Link:
         "_fd",
         "_gsock",
         "_incoming",
+        "_most_unsent_bytes",
         "_outbox",
         "_outgoing",
         "_sock",
@@ -203,6 +211,7 @@ class Link:
         self._empty_at = time.monotonic()
         self._drained = True  # the last look left nothing in the socket
         self._outbox = bytearray()
+        self._most_unsent_bytes = sys.maxsize
         self._tls: ssl.SSLObject | None = None
         self.receiver: Receiver | None = None
         self._expecting = False
@@ -213,15 +222,29 @@ class Link:
 
     @classmethod
     def connect(
-        cls, host: str, port: int, *, timeout_s: float, tls: ssl.SSLContext | None = None, board: Switchboard
+        cls,
+        host: str,
+        port: int,
+        *,
+        timeout_s: float,
+        tls: ssl.SSLContext | None = None,
+        board: Switchboard,
+        most_unsent_bytes: int | None = None,
     ) -> "Link":
-        """Connect (and shake hands) from a greenlet. Raises OSError, ssl.SSLError, TimeoutError."""
+        """Connect (and shake hands) from a greenlet. Raises OSError, ssl.SSLError, TimeoutError.
+
+        most_unsent_bytes: about how much may wait for a peer that reads nothing before the link breaks with ETIMEDOUT;
+        None: any amount.
+        """
         deadline = time.monotonic() + timeout_s
         try:
             host.encode("idna")
         except UnicodeError:
             raise socket.gaierror(socket.EAI_NONAME, "this is no host name") from None
         link = cls(board, gevent.socket.create_connection((host, port), timeout_s))
+        if most_unsent_bytes is not None:
+            link._most_unsent_bytes = most_unsent_bytes
+            link._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, most_unsent_bytes)
         try:
             if tls is not None:
                 link._shake_hands(tls, host, deadline)
@@ -277,6 +300,8 @@ class Link:
     def _put(self, data: bytes) -> None:
         if self._outbox:
             self._outbox += data
+            if len(self._outbox) > self._most_unsent_bytes:
+                raise TimeoutError(errno.ETIMEDOUT, "the peer reads nothing of what is sent")
             return
         try:
             done = self._sock.send(data)

@@ -32,6 +32,22 @@ class _Itimerspec(ctypes.Structure):
 _libc = ctypes.CDLL(None, use_errno=True)  # Python has os.timerfd_create only from 3.13 on
 
 
+def _new_timer() -> int:
+    if not sys.platform.startswith("linux"):
+        raise OSError(errno.ENOSYS, "load is generated on Linux only (timerfd, epoll): use a container")
+    fd: int = _libc.timerfd_create(_CLOCK_MONOTONIC, _TFD_NONBLOCK_CLOEXEC)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), "timerfd_create failed")
+    return fd
+
+
+def _arm(fd: int, at: float, period_s: float = 0.0) -> None:
+    at = max(at, 1e-9)  # the past is one nanosecond after boot: an it_value of zero would disarm the timer
+    whole = int(at)
+    value = _Itimerspec(_Timespec(0, int(period_s * 1e9)), _Timespec(whole, max(1, int((at - whole) * 1e9))))
+    _libc.timerfd_settime(fd, _TFD_TIMER_ABSTIME, ctypes.byref(value), None)
+
+
 class Call:
     """A callback that is due; `cancel()` it when it is no longer wanted."""
 
@@ -45,6 +61,47 @@ class Call:
         self.action = None
 
 
+class Beat:
+    """An action at every multiple of `period_s`, from `start` to `stop`; beats that were missed are one.
+
+    A periodic timerfd: arming one anew for each beat costs a system call, which is most of what a beat costs.
+    """
+
+    def __init__(self, period_s: float, action: Callable[[], object]) -> None:
+        self._period_s, self._action = period_s, action
+        self._fd = _new_timer()
+        self._watcher = gevent.get_hub().loop.io(self._fd, 1)
+        self.going = False
+
+    def start(self) -> None:
+        """Begin; harmless while it goes."""
+        if not self.going:
+            self.going = True
+            self._watcher.start(self._fire)
+            now = time.monotonic()
+            _arm(self._fd, now - now % self._period_s + self._period_s, self._period_s)
+
+    def stop(self) -> None:
+        if self.going:
+            self.going = False
+            self._watcher.stop()
+            _libc.timerfd_settime(self._fd, 0, ctypes.byref(_Itimerspec()), None)
+
+    def _fire(self) -> None:
+        try:
+            os.read(self._fd, 8)
+        except BlockingIOError:
+            return
+        try:
+            self._action()
+        except Exception:  # gevent would stop this watcher
+            gevent.get_hub().handle_error(self, *sys.exc_info())
+
+    def close(self) -> None:
+        self.stop()
+        os.close(self._fd)
+
+
 class Ticker:
     """A heap of due calls behind one timerfd.
 
@@ -52,11 +109,7 @@ class Ticker:
     """
 
     def __init__(self) -> None:
-        if not sys.platform.startswith("linux"):
-            raise OSError(errno.ENOSYS, "load is generated on Linux only (timerfd, epoll): use a container")
-        self._fd = _libc.timerfd_create(_CLOCK_MONOTONIC, _TFD_NONBLOCK_CLOEXEC)
-        if self._fd < 0:
-            raise OSError(ctypes.get_errno(), "timerfd_create failed")
+        self._fd = _new_timer()
         self._heap: list[tuple[float, int, Call]] = []
         self._order = itertools.count()
         self._armed_for = float("inf")
@@ -84,10 +137,7 @@ class Ticker:
 
     def _arm(self, at: float) -> None:
         self._armed_for = at
-        at = max(at, 1e-9)  # the past is one nanosecond after boot: an it_value of zero would disarm the timer
-        whole = int(at)
-        value = _Itimerspec(_Timespec(0, 0), _Timespec(whole, max(1, int((at - whole) * 1e9))))
-        _libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, ctypes.byref(value), None)
+        _arm(self._fd, at)
 
     def _fire(self) -> None:
         try:

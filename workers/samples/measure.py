@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from workers.audio.playout import lateness, minimal_prebuffer_s, stalls
 from workers.audio.track import Track
-from workers.samples.schema import PREBUFFERS_MS
+from workers.samples.schema import ANSWERS, PREBUFFERS_MS
 
 Row = list[object]
 
@@ -45,7 +45,12 @@ class Turn:
 
     @property
     def ok(self) -> bool:
-        return self.outcome == "answered" and self.error_kind is None
+        return self.outcome in ANSWERS and self.error_kind is None
+
+    @property
+    def late_s(self) -> float:
+        """How late its first byte went out."""
+        return self.sent_at - self.intended_at if self.sent_at else 0.0
 
     def fail(self, outcome: str, kind: str, line: str) -> None:
         # What a server says may hold anything, terminal control sequences included.

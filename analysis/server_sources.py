@@ -1,0 +1,111 @@
+"""Where a run's server rows come from: each imported file leaves a shard that remembers it. Reads no log itself."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analysis.runs import Run
+from workers.samples import shards
+
+IN_BAND = "in-band"  # the `source` of rows that a worker wrote of what the server told it during the call
+BATCH_ROWS = 50_000
+
+SourceKind = Literal["trace", "log", "in-band"]
+Row = Mapping[str, Any]
+
+
+class ForeignTrace(ValueError):
+    """A server log that cannot be read as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One imported file: where it came from, and which of its rows were taken.
+
+    rows: taken, this run's. other_runs: rows of other runs, left out. bad_lines: lines that were no rows, or broken.
+    kind: the bundled server's trace, or a voice agent's log. offset_s: its clock - the clients' wall clock (a time
+    zone, for a log); None where nothing told. unknown: rows of this run's time that cannot be given to a client.
+    """
+
+    path: str
+    host: str | None
+    rows: int
+    other_runs: int
+    bad_lines: int
+    kind: SourceKind = "trace"
+    offset_s: float | None = 0.0
+    unknown: dict[str, int] = field(default_factory=dict)
+
+
+def sources(run: Run) -> tuple[Source, ...]:
+    """The files imported into the run so far."""
+    found = []
+    for path in sorted((run.path / "server").glob("*.parquet")):
+        text = (pq.read_metadata(path).metadata or {}).get(shards.FOOTER)
+        try:
+            told = json.loads(text) if text else None
+            if told is not None:
+                found.append(Source(*told) if isinstance(told, list) else Source(**told))
+        except (TypeError, ValueError):
+            continue  # rows that a worker wrote: they name their source themselves
+    return tuple(found)
+
+
+def streams(run: Run) -> set[str]:
+    """Ids of every stream the run opened."""
+    found = set(run.sessions["stream_id"].dropna())
+    if "stream_id" in run.turns:
+        found |= set(run.turns["stream_id"].dropna())
+    return found
+
+
+class SourceWriter:
+    """The shard of one source, written in batches. Importing a file again replaces what it brought before."""
+
+    def __init__(self, run: Run, path: Path) -> None:
+        digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+        self._run, self._path = run.id, str(path)
+        self._shard = shards.ShardWriter(run.path / "server" / f"{path.stem}-{digest}.parquet", "server")
+        self._rows: list[Row] = []
+
+    def __enter__(self) -> "SourceWriter":
+        self._shard.__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, at: Any) -> None:
+        self._shard.__exit__(kind, error, at)
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Append rows: mappings with columns of the `server` table; others they hold are ignored."""
+        for row in rows:
+            self._rows.append(row)
+            if len(self._rows) >= BATCH_ROWS:
+                self._flush()
+
+    def finish(self, source: Source) -> None:
+        """Write what is left, and what the source is."""
+        self._flush()
+        self._shard.footer(json.dumps(asdict(source)))
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._shard.write(_columns(self._run, self._path, self._rows))
+            self._rows = []
+
+
+def _columns(run: str, source: str, rows: list[Row]) -> list[Any]:
+    fixed = {"run": run, "source": source}
+    arrays = []
+    for column in shards.arrow_schema("server"):
+        values = [fixed.get(column.name, row.get(column.name)) for row in rows]
+        try:
+            arrays.append(pa.array(values, column.type))
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise ForeignTrace(f"{source}: a row's {column.name} is no {column.type}: {error}") from None
+    return arrays

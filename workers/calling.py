@@ -1,0 +1,121 @@
+"""What all calls of a worker share: target, codec, clips, microphones, the ear. Knows nothing of turns or of Locust."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from gevent.event import AsyncResult
+
+from workers import keepsakes
+from workers.audio import clips
+from workers.audio.ear import Ear
+from workers.audio.gate import loud_windows
+from workers.audio.hearing import Hearing
+from workers.audio.track import amplitude
+from workers.clients.codecs import CODECS, Codec
+from workers.clients.line import CallTarget, Line, call_target
+from workers.clients.link import Arrival, Switchboard
+from workers.clients.microphone import Booth
+from workers.clients.websocket import CLOSE
+from workers.events import Audio, Event
+from workers.keepsakes import Keepsakes
+from workers.repertoire import Repertoire
+from workers.settings import Scenario
+
+_log = logging.getLogger("cicada")
+
+
+class Listener(Protocol):
+    """One call, as the shared hearing pass sees it."""
+
+    line: Line
+    codec: Codec
+    hearing: Hearing
+
+    def note(self, event: Event, arrival: Arrival) -> None:
+        """Something other than audio came."""
+
+    def lost(self) -> None:
+        """The line is gone."""
+
+
+class Calling:
+    """A worker's telephone exchange for one run."""
+
+    def __init__(self, scenario: Scenario, host: str, token: str | None, board: Switchboard, worker: str) -> None:
+        """Raises BadTarget, ClipError, ValueError."""
+        self.board, self._dialect, self._send_rate = board, scenario.dialect_of("voice_agent"), scenario.send_rate
+        model = self.codec("")
+        self.target: CallTarget = call_target(host, scenario.path or model.path, scenario.insecure, token)
+        self.repertoire = Repertoire(clips.load(Path(scenario.audio_dir)), model, scenario.chunk_ms / 1000)
+        self.threshold = amplitude(scenario.audible_dbfs)
+        self.booth = Booth(board, scenario.chunk_ms / 1000, self._hear)
+        self.ear = Ear()
+        self.keepsakes = Keepsakes(worker, f"{scenario.seed}/{worker}")
+        self.up = 0  # calls
+
+    def codec(self, stream_id: str) -> Codec:
+        return CODECS[self._dialect](stream_id, self._send_rate)
+
+    def new_hearing(self, on_change: Callable[[], None]) -> Hearing:
+        return Hearing(self.threshold, self.ear.ask, self.board.ticker.call_at, on_change)
+
+    def second(self) -> dict[str, object]:
+        """Columns of a `workers` row about the second that has passed."""
+        late_s = np.frombuffer(self.booth.take_lateness(), np.float64)
+        known: dict[str, object] = {"sends": len(late_s), "calls": self.up, "ears_lost": self.ear.lost}
+        if len(late_s):
+            known["send_late_p50_s"], known["send_late_p99_s"] = np.quantile(late_s, (0.5, 0.99)).tolist()
+            known["send_late_max_s"] = float(late_s.max())  # the turns' own are among them
+        return known
+
+    def keepsake_files(self) -> Iterator[tuple[str, bytes]]:
+        """Name and bytes of the FLAC files of what was kept. From a greenlet."""
+        for one in self.keepsakes.all():
+            made: AsyncResult[bytes | Exception] = AsyncResult()
+            keepsakes.encode(one, self.ear.ask, made.set)
+            data = made.get()
+            if isinstance(data, bytes):
+                yield one.name, data
+            else:
+                _log.warning("the audio of %s could not be kept: %s", one.name, data)
+
+    def close(self) -> None:
+        self.ear.close()
+
+    def _hear(self, calls: Iterable[Listener]) -> None:
+        """In the hub: decode what came for these calls, and put all audio through the gate at once."""
+        batch: list[tuple[Hearing, Audio, Arrival]] = []
+        for call in calls:
+            line, decode, hearing = call.line, call.codec.decode, call.hearing
+            for data, arrival in line.take():
+                for opcode, payload in line.parse(data):
+                    if opcode >= CLOSE:
+                        line.control(opcode, payload)
+                        continue
+                    for event in decode(opcode, payload):
+                        if type(event) is Audio:
+                            batch.append((hearing, event, arrival))
+                            continue
+                        if batch:  # in the order in which they came
+                            _through_the_gate(batch, self.threshold)
+                            batch = []
+                        call.note(event, arrival)
+        if batch:
+            _through_the_gate(batch, self.threshold)
+        for call in calls:
+            if call.line.gone is not None and not call.line.inbox:
+                call.lost()
+
+
+def _through_the_gate(batch: list[tuple[Hearing, Audio, Arrival]], threshold: int) -> None:
+    rate = batch[0][1].rate
+    if any(audio.rate != rate for _, audio, _ in batch):
+        for one in batch:
+            _through_the_gate([one], threshold)
+        return
+    loud = loud_windows([audio[0] for _, audio, _ in batch], rate, threshold)
+    for (hearing, (pcm, _), (at, empty_at)), windows in zip(batch, loud, strict=True):
+        hearing.hear(pcm, rate, at, at - empty_at, windows)

@@ -1,0 +1,295 @@
+"""One WebSocket connection over a Link: handshake, messages out, messages and their arrivals in.
+
+Knows nothing of audio or turns. Bytes are kept with their stamps as they come and parsed by whoever hears.
+"""
+
+import os
+import ssl
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+from urllib.parse import SplitResult, quote, urlsplit
+
+import websocket
+from gevent.event import Event
+
+from workers import failures
+from workers.clients.http_connection import BadTarget
+from workers.clients.link import Arrival, Link, Switchboard
+from workers.clients.websocket import CLOSE, PING, PONG, BadFrame, Frames, Message, close_reason, frame
+from workers.failures import TurnFailed
+
+MOST_UNSENT_BYTES = 256 * 1024  # 8 s of 16 kHz audio that the peer does not read
+_LONGEST_ANSWER = 64 * 1024
+_NORMAL = 1000
+
+
+class CallTarget(NamedTuple):
+    """Where calls go: one for all of a worker's users."""
+
+    url: SplitResult
+    host: str
+    port: int
+    tls: ssl.SSLContext | None
+    path: str
+    token: str | None
+
+    def address(self, stream_id: str) -> str:
+        """The URL of one stream."""
+        query = f"?{self.url.query}" if self.url.query else ""
+        path = self.path.replace("{stream_id}", quote(stream_id, safe=""))
+        return f"{self.url.scheme}://{self.url.netloc.rpartition('@')[2]}{path}{query}"
+
+
+def call_target(host: str, path: str, insecure: bool, token: str | None) -> CallTarget:
+    """Check where to call and prepare TLS once; `path` counts where the host names none. Raises BadTarget."""
+    try:
+        url = urlsplit(host)
+        port = url.port or (443 if url.scheme == "wss" else 80)
+    except ValueError as error:
+        raise BadTarget(f"--host {host}: {error}") from None
+    if url.scheme not in ("ws", "wss") or not url.hostname:
+        raise BadTarget(f"--host {host}: voice agents are called at ws://HOST:PORT or wss://HOST:PORT")
+    tls = None
+    if url.scheme == "wss":
+        tls = ssl.create_default_context()
+        if insecure:
+            tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+    return CallTarget(url, url.hostname, port, tls, url.path if url.path.strip("/") else path, token)
+
+
+class Line:
+    """One connection. `gone` is why it is over, None while it is up."""
+
+    __slots__ = ("_frames", "_link", "address", "clock", "gone", "inbox", "ready_at", "send")
+
+    def __init__(self, link: Link, address: str) -> None:
+        self._link = link
+        self._frames = Frames()
+        self.address = address
+        self.clock, self.ready_at = link.clock, time.monotonic()
+        self.gone: TurnFailed | None = None
+        self.inbox: list[tuple[bytes, Arrival]] = []
+        self.send = link.send  # called for each chunk
+
+    @classmethod
+    def connect(cls, where: CallTarget, stream_id: str, timeout_s: float, board: Switchboard) -> "Line":
+        """Connect and shake hands, from a greenlet. Raises TurnFailed."""
+        deadline = time.monotonic() + timeout_s
+        try:
+            link = Link.connect(
+                where.host,
+                where.port,
+                timeout_s=timeout_s,
+                tls=where.tls,
+                board=board,
+                most_unsent_bytes=MOST_UNSENT_BYTES,
+            )
+        except OSError as error:
+            raise failures.of_connecting(error, where.host, where.port) from None
+        address = where.address(stream_id)
+        early = _Handshake(link, deadline)
+        try:
+            _shake_hands(early, address, where.token)
+        except BaseException:
+            link.close()
+            raise
+        line = cls(link, address)
+        line.inbox += early.rest()
+        if early.error is not None or link.shut:
+            line.closed(early.error)
+        else:
+            link.expect(line)
+        return line
+
+    # ---- in the hub
+
+    def receive(self, data: bytes, arrival: Arrival) -> None:
+        self.inbox.append((data, arrival))
+
+    def closed(self, error: OSError | None) -> None:
+        if self.gone is None:
+            self.gone = _broken(error)
+
+    # ---- whoever hears
+
+    def take(self) -> list[tuple[bytes, Arrival]]:
+        """What came since the last time, to be given to `parse` piece by piece."""
+        inbox, self.inbox = self.inbox, []
+        return inbox
+
+    def parse(self, data: bytes) -> Sequence[Message]:
+        """Messages that `data` completes. Bytes that are no WebSocket's end the call; what came before them counts."""
+        try:
+            return self._frames.feed(data)
+        except BadFrame as error:
+            self._breach(error)
+            return error.before
+
+    def _breach(self, error: BadFrame) -> None:
+        self._hang_up(1002, TurnFailed("protocol_error", "bad_websocket", f"no WebSocket message: {error}"))
+
+    def control(self, opcode: int, payload: bytes) -> None:
+        """Answer a control message."""
+        if opcode == PING:
+            self.put(frame(PONG, payload, os.urandom(4)))
+        elif opcode == CLOSE:
+            try:
+                code, text = close_reason(payload)
+            except BadFrame as error:
+                self._breach(error)
+                return
+            why = f": {text[:200]}" if text else ""
+            hint = _CLOSE_HINTS.get(code, "")
+            self._hang_up(
+                code if code != 1005 else _NORMAL,
+                TurnFailed("disconnected", f"ws_closed_{code}", f"the server closed with {code}{why}{hint}"),
+            )
+
+    def put(self, data: bytes) -> None:
+        """Send bytes that are no chunk; a line that broke meanwhile says so in `gone`."""
+        if self.gone is not None:
+            return
+        try:
+            self._link.send(data)
+        except OSError as error:
+            self.broke(error)
+
+    def broke(self, error: OSError) -> None:
+        """Sending failed. What had come until then is still to be heard."""
+        self.closed(error)
+        self._link.close()
+
+    def _hang_up(self, code: int, why: TurnFailed) -> None:
+        if self.gone is None or self.gone.kind in ("ws_closed_1006", "connection_broken"):
+            self.gone = why
+        self._say_goodbye(code)
+
+    def _say_goodbye(self, code: int) -> None:
+        if not self._link.shut:
+            try:
+                self._link.send(frame(CLOSE, code.to_bytes(2, "big"), os.urandom(4)))
+            except OSError:  # the other end was quicker
+                pass
+            self._link.close()
+
+    def close(self, last_words: Sequence[tuple[int, bytes]] = ()) -> None:
+        """Hang up: what the dialect says last, then a close frame."""
+        for opcode, payload in last_words:
+            self.put(frame(opcode, payload, os.urandom(4)))
+        self._say_goodbye(_NORMAL)
+
+
+def _broken(error: OSError | None) -> TurnFailed:
+    if isinstance(error, TimeoutError):
+        return TurnFailed("disconnected", "half_open", f"the connection is dead: {error.strerror or error}")
+    if error is not None:
+        return TurnFailed("disconnected", "connection_broken", f"the connection broke: {error.strerror or error}")
+    line = "the server closed the connection without a close message (1006); check the server's log"
+    return TurnFailed("disconnected", "ws_closed_1006", line)
+
+
+_CLOSE_HINTS = {
+    1011: "; the server says that it failed: check its log",
+    1013: "; the server takes no more calls (pipecat's own transport takes one client at a time)",
+}
+
+
+def _shake_hands(pipe: "_Handshake", address: str, token: str | None) -> None:
+    header = [f"Authorization: Bearer {token}"] if token else []
+    kinds = ("user-agent: cicada",)
+    line = websocket.WebSocket(skip_utf8_validation=True)
+    try:
+        line.connect(  # type: ignore[no-untyped-call]
+            address, socket=pipe, header=[*header, *kinds], suppress_origin=True, redirect_limit=0
+        )
+        status = line.getstatus()
+        if status != 101:
+            raise TurnFailed("refused", f"http_{status}", f"HTTP {status} instead of a WebSocket at {address}")
+    except websocket.WebSocketBadStatusException as error:
+        body = " ".join((error.resp_body or b"").decode("utf-8", "replace").split())[:200]
+        hint = _STATUS_HINTS.get(error.status_code, "")
+        line_ = f"HTTP {error.status_code} instead of a WebSocket at {address}{hint}: {body or 'no text'}"
+        raise TurnFailed("refused", f"http_{error.status_code}", line_) from None
+    except (websocket.WebSocketTimeoutException, TimeoutError):
+        line_ = f"no WebSocket handshake with {address} in time (connect_timeout_s)"
+        raise TurnFailed("timed_out", "connect_timeout", line_) from None
+    except (websocket.WebSocketConnectionClosedException, ConnectionError) as error:
+        line_ = f"the server closed the connection in the WebSocket handshake: {error}"
+        raise TurnFailed("disconnected", "closed_before_answer", line_) from None
+    except (websocket.WebSocketException, ValueError, OSError) as error:
+        line_ = f"what answers at {address} speaks no WebSocket: {' '.join(str(error).split())[:200]}"
+        raise TurnFailed("protocol_error", "not_websocket", line_) from None
+
+
+_STATUS_HINTS = {
+    401: " (unauthorised: put the token into CICADA_TOKEN or .env)",
+    403: " (forbidden, or no such path: check --path)",
+    404: " (no such path: check --host and --path)",
+    503: " (the server is full)",
+}
+
+
+class _Handshake:
+    """What websocket-client's handshake needs of a socket, on a Link: blocking reads for a greenlet."""
+
+    def __init__(self, link: Link, deadline: float) -> None:
+        self._link, self._deadline = link, deadline
+        self._arrived: list[tuple[bytes, Arrival]] = []
+        self._line = bytearray()
+        self._read = 0
+        self._changed = Event()
+        self.over = False
+        self.error: OSError | None = None
+        link.expect(self)
+
+    def receive(self, data: bytes, arrival: Arrival) -> None:
+        self._arrived.append((data, arrival))
+        self._changed.set()
+
+    def closed(self, error: OSError | None) -> None:
+        self.over, self.error = True, error
+        self._changed.set()
+
+    def send(self, data: bytes) -> int:
+        self._link.send(data)
+        return len(data)
+
+    def recv(self, size: int) -> bytes:
+        while not self._line:
+            if self._arrived:
+                self._line += self._arrived[0][0]
+                continue
+            if self.over:
+                if self.error is not None:
+                    raise self.error
+                return b""
+            self._changed.clear()
+            if not self._changed.wait(max(0.0, self._deadline - time.monotonic())):
+                raise TimeoutError("timed out")
+        self._read += size
+        if self._read > _LONGEST_ANSWER:
+            raise ValueError(f"an answer of more than {_LONGEST_ANSWER} bytes")
+        piece = bytes(self._line[:size])
+        del self._line[:size]
+        if not self._line:
+            self._arrived.pop(0)
+        return piece
+
+    def rest(self) -> list[tuple[bytes, Arrival]]:
+        """What came behind the handshake, with its arrivals."""
+        if self._line:
+            self._arrived[0] = (bytes(self._line), self._arrived[0][1])
+        return self._arrived
+
+    def gettimeout(self) -> float:
+        return max(0.001, self._deadline - time.monotonic())
+
+    def settimeout(self, seconds: float | None) -> None:
+        """The deadline is given."""
+
+    def shutdown(self, how: int) -> None:
+        """Nothing: the link is closed by its owner."""
+
+    def close(self) -> None:
+        """Nothing: the link is closed by its owner."""
