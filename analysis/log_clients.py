@@ -99,18 +99,19 @@ def _own(found: Survey, seen: dict[tuple[str, str], float | None], labelled: dic
     """Give each instance that has no stream id to a client of its process, or say why not."""
     of_stream = {client.stream_id: client for client in found.clients if client.stream_id}
     classes: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for process, instance in seen:
+    for (process, instance), at in seen.items():
         name, _, its_number = instance.rpartition("#")
         if stream := labelled.get((process, instance)):
             client = of_stream.get(stream)
             if client is None:
-                client = of_stream[stream] = Client(process, len(of_stream), stream, None, 0, implied=True)
+                client = of_stream[stream] = Client(process, len(of_stream), stream, at, 0, implied=True)
+                found.clients.append(client)
             found.owner[process, instance] = client
         else:
             classes[process, name].append(int(its_number))
     for process in sorted({process for process, _ in classes}):
         here = {name: sorted(numbers) for (its, name), numbers in classes.items() if its == process}
-        clients = [client for client in found.clients if client.process == process]
+        clients = [client for client in found.clients if client.process == process and not client.implied]
         if not clients:
             clients = _implied(process, here, seen)
             found.clients += clients

@@ -82,8 +82,12 @@ def _match(surveyed: Survey, opened: pd.DataFrame) -> _Matched:
         return _Matched(None, -np.inf, np.inf)
     known = dict(zip(opened["stream_id"], opened["began_at"], strict=True))
     first, last = float(opened["began_at"].min()), float(opened["ended_at"].fillna(opened["began_at"]).max())
-    apart = [c.at - known[c.stream_id] for c in surveyed.clients if c.at is not None and c.stream_id in known]
+    met = [c for c in surveyed.clients if c.at is not None and c.stream_id in known]
+    apart = [(c.at or 0.0) - known[c.stream_id or ""] for c in met if not c.implied]
     offset = _offset(apart)
+    if offset is None and met:  # only later lines name them: good for a time zone, not for seconds
+        apart = [(c.at or 0.0) - known[c.stream_id or ""] for c in met]
+        offset = _offset([float(np.round(between / ZONE_S) * ZONE_S) for between in apart])
     nameless = [c for c in surveyed.clients if c.at is not None and c.stream_id not in known]
     if offset is None:
         offset = _zone(nameless, first, last)

@@ -76,6 +76,7 @@ _FIGURE = re.compile(
 _UVICORN = '" [accepted]'
 _APP = "Accepted WebSocket connection for stream ID "
 _START = "Started server process"
+_BESIDE = 2048  # characters
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(r"([\w.-]+)\s+\| ")
@@ -210,7 +211,7 @@ class LogReader:
         else:
             stream = _stream_in(path.group("path"))
         self._used.add(prefix)
-        said_at = self._time(head) or self._time_before(text, start)
+        said_at = self._time(head) or self._time_beside(text, start)
         yield Connected(self._process(prefix), stream, said_at, begins + start, mark == _APP)
 
     def _said(self, found: re.Match[str], text: str, begins: int) -> Iterator["_Said"]:
@@ -271,9 +272,11 @@ class LogReader:
         found = _TIME.search(line)
         return self._seconds(found) if found else None
 
-    def _time_before(self, text: str, start: int) -> float | None:
-        """The time of the line before one that has none (uvicorn's)."""
-        times = list(_TIME.finditer(text, max(0, start - 2048), start))
+    def _time_beside(self, text: str, start: int) -> float | None:
+        """The time of the next line after one that has none (uvicorn's), else of the one before."""
+        if found := _TIME.search(text, start, start + _BESIDE):
+            return self._seconds(found)
+        times = list(_TIME.finditer(text, max(0, start - _BESIDE), start))
         return self._seconds(times[-1]) if times else None
 
     def _seconds(self, found: re.Match[str]) -> float | None:

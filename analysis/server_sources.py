@@ -101,8 +101,12 @@ class SourceWriter:
 
 def _columns(run: str, source: str, rows: list[Row]) -> list[Any]:
     fixed = {"run": run, "source": source}
+    given = set().union(*rows)
     arrays = []
     for column in shards.arrow_schema("server"):
+        if column.name not in given and column.name not in fixed:
+            arrays.append(pa.nulls(len(rows), column.type))
+            continue
         values = [fixed.get(column.name, row.get(column.name)) for row in rows]
         try:
             arrays.append(pa.array(values, column.type))

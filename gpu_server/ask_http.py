@@ -11,6 +11,7 @@ import ssl
 import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 TIMEOUT_S = 30.0
@@ -70,6 +71,7 @@ class _Question:
         self._content_type = content_type
         self._body = body
         self._connection: http.client.HTTPConnection | None = None
+        self._sock: socket.socket | None = None
         self._unwanted = threading.Event()
 
     def run(self, hand_over: Callable[[bytes | CannotAsk | None], None]) -> None:
@@ -88,10 +90,9 @@ class _Question:
 
     def break_off(self) -> None:
         self._unwanted.set()
-        sock = None if self._connection is None else self._connection.sock
-        if sock is not None:
+        if self._sock is not None:
             try:
-                sock.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for more
+                self._sock.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for more
             except OSError:
                 pass  # It has ended by itself.
 
@@ -110,9 +111,10 @@ class _Question:
             headers["authorization"] = f"Bearer {key}"
         target = parts.path + (f"?{parts.query}" if parts.query else "")
         self._connection.request("POST", target, self._body, headers)
-        answer = self._connection.getresponse()
-        if answer.status != 200:
-            said = " ".join(answer.read(_ERROR_BYTES).decode(errors="replace").split())
-            raise CannotAsk(f"{self._url}: status {answer.status}: {said}")
-        while not self._unwanted.is_set() and (line := answer.readline(_LINE_BYTES)):
-            hand_over(line.rstrip(b"\r\n"))
+        self._sock = self._connection.sock  # which http.client forgets once the answer has begun
+        with self._connection.getresponse() as answer:
+            if answer.status != HTTPStatus.OK:
+                said = " ".join(answer.read(_ERROR_BYTES).decode(errors="replace").split())
+                raise CannotAsk(f"{self._url}: status {answer.status}: {said}")
+            while not self._unwanted.is_set() and (line := answer.readline(_LINE_BYTES)):
+                hand_over(line.rstrip(b"\r\n"))

@@ -221,7 +221,15 @@ class Connection(asyncio.Protocol):
             if data:
                 self._transport.write(data)
             else:
-                self._transport.close()
+                self._end()
+
+    def _end(self) -> None:
+        """Close this side and take what still comes: with unread data, the last words would be lost to a reset."""
+        if self._transport.can_write_eof() and not self._transport.is_closing():
+            self._transport.write_eof()
+            self._abort_after(_CLOSE_S)
+        else:
+            self._transport.close()
 
     def _look_for_life(self) -> None:
         """Ping who has been silent for long; whoever stays silent is gone. Audio is sign enough of life."""

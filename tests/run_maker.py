@@ -180,6 +180,7 @@ STAGES: tuple[tuple[float, str, str, str], ...] = (
 
 def agent_log(
     rows: Iterable[Row],
+    *,
     named: bool = True,
     apart_s: float = 0.0,
     greeting: bool = True,

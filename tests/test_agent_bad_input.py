@@ -199,7 +199,7 @@ def test_a_half_open_connection_is_noticed(agent: Server) -> None:
 
 def test_one_who_sends_nothing_but_answers_pings_stays(agent: Server) -> None:
     with call(agent.port, "/ws/quiet") as caller:
-        assert not caller.closed.wait(2.0)
+        assert not caller.closed.wait(1.3)
         caller.say(0.3)
         caller.stay_silent_until(caller.bot_stopped)
     no_calls(agent)

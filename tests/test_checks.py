@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from run_maker import (
     MONOTONIC_AT,
+    calls,
     clean_seconds,
     facts,
     log_of,
@@ -73,6 +74,13 @@ def with_log(log: bytes, **given: Any) -> Maker:
     return lambda parent: make_run(parent, log, **given)
 
 
+def talk(**given: Any) -> list[dict[str, Any]]:
+    """Conversations nobody could object to, but for what is given."""
+    noise = np.random.default_rng(12).normal(0, 0.02, 400)
+    given.setdefault("floor_s", lambda at: 0.8 + float(noise[at]))
+    return calls(40, 10, **given)
+
+
 HEADER = packed_header(facts())
 WHOLE = log_of(calm(), clean_seconds())
 OPEN = turn(session="s99", intended_at=MONOTONIC_AT + 20)
@@ -94,6 +102,9 @@ CASES: list[tuple[str, str, Maker, str]] = [
     ("loop_lag", "warning", ill(calm(), seconds_with(loop_lag_max_s=0.02)), "20.0 ms"),
     ("late_sends", "warning", ill(calm(late_s=lambda at: 0.008 if at % 50 == 0 else 0.001)), "8.0 ms"),
     ("late_sends", "invalid", ill(calm(late_s=0.05)), "50.0 ms"),
+    ("late_microphone", "warning", ill(talk(), seconds_with(send_late_p99_s=0.006)), "1 worker"),
+    ("late_microphone", "invalid", ill(talk(), seconds_with(send_late_p99_s=0.03)), "w0 30.0 ms"),
+    ("onset_by_gate", "warning", ill(talk(onset_by=lambda at: "gate" if at % 4 == 0 else "ear")), "25.0 %"),
     ("dropped_starts", "warning", ill(calm(), seconds_with(every=5, dropped_starts=1)), "6 starts"),
     ("dropped_starts", "invalid", ill(calm(), seconds_with(dropped_starts=2)), "60 starts"),
     ("failures", "warning", ill(failing(20)), "20 turns (5.0 %)"),
@@ -104,6 +115,7 @@ CASES: list[tuple[str, str, Maker, str]] = [
     ("too_few", "warning", ill(calm(n=60)), "60 successes"),
     ("trend", "warning", ill(calm(ttfc_s=lambda at: 0.1 + at * 0.0005)), "rose"),
     ("trend", "warning", ill(calm(ttfc_s=lambda at: 0.3 - at * 0.0005)), "fell"),
+    ("trend", "warning", ill(talk(floor_s=lambda at: 0.8 + at % 10 * 0.05)), "the floor transfer offset rose"),
     ("flagged_arrivals", "warning", ill(calm(flagged=lambda at: at % 50 == 0)), "2.0 %"),
     ("user_clock", "warning", ill(calm(clock="user")), "100.0 %"),
     ("cut_turns", "note", ill([*calm(), turn(session="s1", turn=77, outcome="cut", error_kind="run_ended")]), "1 turn"),
@@ -145,6 +157,17 @@ def test_the_gravest_comes_first(tmp_path: Path) -> None:
     found = reasons_of(make_run(tmp_path, log_of(rows, seconds_with(cpu_share=0.97)), state="running"))
     assert [reason.severity for reason in found] == ["invalid", "invalid", "warning", "note"]
     assert found[0].code == "unfinished_run"
+
+
+def test_calm_conversations_give_no_reason(tmp_path: Path) -> None:
+    early = talk(floor_s=lambda at: -0.2 if at % 2 else 0.05 + at % 7 / 1000, audio_s=lambda at: 0.5 + at % 3)
+    for name, rows in (("answered", talk()), ("early", early)):
+        assert reasons_of(make_run(tmp_path / name, log_of(rows, clean_seconds(90)))) == []
+
+
+def test_a_few_late_seconds_are_no_late_microphone(tmp_path: Path) -> None:
+    seconds = seconds_with(every=15, send_late_p99_s=0.05)
+    assert reasons_of(make_run(tmp_path, log_of(talk(), seconds))) == []
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,7 @@ class Call:
         heard = self._settled(turn, interrupted=still_speaking)
         if not still_speaking or turn.answer is None:
             return heard
+        self._user.settle()
         voice_at = turn.answer.onset_at + after_s
         second = self._speak(over, voice_at - over.onset_s, barge_in=turn.answer)
         self._hear(second, None)

@@ -18,6 +18,7 @@ from workers.clients.codecs import CODECS, Codec
 from workers.clients.line import CallTarget, Line, call_target
 from workers.clients.link import Arrival, Switchboard
 from workers.clients.microphone import Booth
+from workers.clients.voice_agent import Pipecat
 from workers.clients.websocket import CLOSE
 from workers.events import Audio, Event
 from workers.keepsakes import Keepsakes
@@ -47,6 +48,7 @@ class Calling:
     def __init__(self, scenario: Scenario, host: str, token: str | None, board: Switchboard, worker: str) -> None:
         """Raises BadTarget, ClipError, ValueError."""
         self.board, self._dialect, self._send_rate = board, scenario.dialect_of("voice_agent"), scenario.send_rate
+        self._client_ready = scenario.client_ready and self._dialect == Pipecat.name
         model = self.codec("")
         self.target: CallTarget = call_target(host, scenario.path or model.path, scenario.insecure, token)
         self.repertoire = Repertoire(clips.load(Path(scenario.audio_dir)), model, scenario.chunk_ms / 1000)
@@ -57,6 +59,8 @@ class Calling:
         self.up = 0  # calls
 
     def codec(self, stream_id: str) -> Codec:
+        if self._client_ready:
+            return Pipecat(stream_id, self._send_rate, client_ready=True)
         return CODECS[self._dialect](stream_id, self._send_rate)
 
     def new_hearing(self, on_change: Callable[[], None]) -> Hearing:

@@ -117,7 +117,16 @@ class Collector:
         )
         if sealed.returncode:
             missing.append(f"no tables were made: {sealed.stderr.strip() or sealed.returncode}; the log is whole")
+        elif output_dir := self.manifest["scenario"].get("output_dir"):
+            missing += self._export(output_dir)
         return missing
+
+    def _export(self, output_dir: str) -> list[str]:
+        """Write and show the run as NVIDIA's benchmark does; what went wrong, in words."""
+        command = [sys.executable, "-m", "analysis.report", str(self.run_dir), "--export", "voice_agent"]
+        made = subprocess.run([*command, "--output", output_dir], capture_output=True, text=True, check=False)
+        print(made.stdout, flush=True)
+        return [f"nothing was written to {output_dir}: {made.stderr.strip()}"] if made.returncode else []
 
     def _recover(self, worker: str, facts: WorkerFacts) -> str:
         spool = Path(facts["spool"])

@@ -39,8 +39,11 @@ def demo(run_time: str) -> int:
 def _demo(run_time: str, started: list[subprocess.Popen[str]]) -> int:
     (ROOT / "runs").mkdir(exist_ok=True)
     trace = ROOT / "runs" / f"demo-server-{os.getpid()}.jsonl"
-    print("Starting the bundled server (espeak, paced like an engine: first audio after 120 ms, RTF 0.3) ...")
-    server = _start([*_PYTHON, "gpu_server", "--port", "0", "--pace", "120,0.3", "--trace", str(trace)], started)
+    print("Starting the bundled server: espeak, paced like an engine (first audio after 120 ms, RTF 0.3), and a voice")
+    print("agent whose stages take 60 ms (speech recognition), 250 ms (language model) and 120 ms (speech) ...")
+    agent = ["--agent-delays", "asr=0.06,llm=0.25", "--greeting", "Hello, how can I help?", "--agent-log", os.devnull]
+    speech = ["--pace", "120,0.3", "--trace", str(trace)]
+    server = _start([*_PYTHON, "gpu_server", "--port", "0", *speech, *agent], started)
     assert server.stdout is not None
     ready = server.stdout.readline()
     if " on http" not in ready:
@@ -50,11 +53,14 @@ def _demo(run_time: str, started: list[subprocess.Popen[str]]) -> int:
     print(f"  {ready.strip()}\nRunning 1 master and 2 workers for {run_time} against {url} ...", flush=True)
     port = _free_port()
     for _ in range(2):
-        _start([*_PYTHON, "locust", "--worker", "--master-port", str(port), "--skip-log-setup"], started)
-    load = ["--users", "40", "--spawn-rate", "20", "--run-time", run_time]
+        _start([*_PYTHON, "locust", "-f", "-", "--worker", "--master-port", str(port), "--skip-log-setup"], started)
+    load = ["--users", "32", "--spawn-rate", "16", "--run-time", run_time]
+    files = "locustfiles/speak_http.py,locustfiles/talk_voice_agent.py"
     role = ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", str(port), "--expect-workers", "2"]
-    what = ["--scenario", "configs/demo.yaml", "--host", url, "--headless", "--only-summary"]
-    master = _start([*_PYTHON, "locust", *role, *what, *load], started)
+    calls = url.replace("http://", "ws://")
+    what = ["-f", files, "--scenario", "configs/demo.yaml", "--host", url, "--agent-host", calls]
+    shown = ["--headless", "--only-summary"]
+    master = _start([*_PYTHON, "locust", *role, *what, *shown, *load], started)
     said: list[str] = []
     try:
         _follow(master.stdout, said)

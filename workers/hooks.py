@@ -342,10 +342,28 @@ def _on_test_stop(environment: Environment, **_: Any) -> None:
         _log.error(line)
     if missing or collector.trouble:
         environment.process_exit_code = environment.process_exit_code or EXIT_INCOMPLETE
+    _say_if_nothing_came(environment, collector)
     turns = sum(facts["turns"] or 0 for facts in collector.workers.values())
     lost = "not all of it went well, see above" if missing or collector.trouble else "nothing lost"
     _log.info("run %s: %d turns of %d workers, %s", collector.run, turns, len(collector.workers), lost)
     _log.info("read it with: python -m analysis.report %s", collector.run_dir)
+
+
+def _say_if_nothing_came(environment: Environment, collector: Collector) -> None:
+    """S3: no results, and why that may be."""
+    turns = [entry for (name, _), entry in environment.stats.entries.items() if name == "turn"]
+    if not turns or any(entry.num_requests > entry.num_failures for entry in turns):
+        return
+    failures = sorted(environment.stats.errors.values(), key=lambda error: -error.occurrences)
+    most = f" Most often: {failures[0].error}." if failures else ""
+    audio = ""
+    if "voice_agent" in targets.protocols(environment.user_classes):
+        folder = collector.manifest["scenario"]["audio_dir"]
+        audio = f", or that its queries are not of the form it takes (python -m workers clips check {folder})"
+    host = collector.manifest["host"]
+    _log.error(
+        "no turn was answered.%s It may be that %s cannot be reached%s; check the server's log", most, host, audio
+    )
 
 
 @events.quitting.add_listener

@@ -95,6 +95,9 @@ class Scenario(BaseModel):
     audible_dbfs: float = Field(-40.0, description="level from which a sample counts as audible (dBFS)", ge=-90, le=0)
     longest_s_per_char: Positive = Field(0.4, description="an answer longer than 2 s + this a character is too_long")
     shortest_s_per_char: NotNegative = Field(0.015, description="an answer shorter than this a character is too_short")
+    agent_host: str | None = Field(
+        None, description="voice agents: where they are called, in a run in which --host is for HTTP"
+    )
     port: int = Field(8100, description="voice agents: port, where --host names none", ge=1, le=65535)
     audio_dir: str = Field("audio_files", description="voice agents: folder of the queries (16 kHz mono 16-bit WAV)")
     chunk_ms: int = Field(20, description="voice agents: audio a message to the server (ms)", ge=5, le=200)
@@ -104,6 +107,7 @@ class Scenario(BaseModel):
         ge=8000,
         le=48000,
     )
+    client_ready: bool = Field(False, description="pipecat: say RTVI's client-ready, which some bots wait for")
     turns_per_call: int = Field(0, description="voice agents: turns before a caller hangs up; 0: until the end", ge=0)
     greeting_s: NotNegative = Field(2.0, description="voice agents: longest wait for a greeting to begin (s)")
     answer_timeout_s: Positive = Field(

@@ -33,7 +33,9 @@ def check(environment: Any, scenario: Scenario) -> dict[str, str]:
             target(environment.host, dialect, scenario.path, scenario.insecure, None)
             hosts[protocol] = environment.host
         else:
-            hosts[protocol] = call_host(environment.host, scenario.port, was_asked=_host_was_asked())
+            asked = scenario.agent_host or environment.host
+            was_asked = scenario.agent_host is not None or _host_was_asked()
+            hosts[protocol] = call_host(asked, scenario.port, was_asked=was_asked)
             codec = CODECS[scenario.dialect_of(protocol)]
             try:
                 path = scenario.path or codec("", scenario.send_rate).path

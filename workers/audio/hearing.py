@@ -314,9 +314,8 @@ class Hearing:
             return
         stretch, snippet, coarse, _ = self._asking
         self._asking, self._busy = None, self.keep is not None
-        padding = max(0, int(CONTEXT_S * self.rate) - coarse)
-        pcm = bytes(2 * padding) + b"".join(piece.pcm for piece in snippet)
-        rate = self.rate
+        # Nothing is put where nothing came: the ear would take silence of ours for the agent's room.
+        pcm, rate = b"".join(piece.pcm for piece in snippet), self.rate
 
         def then(answer: Any) -> None:
             if isinstance(answer, Exception):  # the ear was lost: the gate's word has to do
@@ -324,10 +323,10 @@ class Hearing:
             elif answer is None:
                 self._forget(stretch)
             else:
-                _place(stretch, snippet, int(answer) - padding, rate, "ear")
+                _place(stretch, snippet, int(answer), rate, "ear")
             self._on_change()
 
-        self._ask("onset", [pcm, rate, coarse + padding], then)
+        self._ask("onset", [pcm, rate, coarse], then)
 
     def _forget(self, stretch: Stretch) -> None:
         """It was no speech."""
@@ -347,8 +346,7 @@ class Hearing:
             then(None)
             return
         coarse = sum(len(piece.pcm) for piece in before[:-1]) // 2 + after
-        padding = int(CONTEXT_S * self.rate)
-        pcm = b"".join(piece.pcm for piece in tail) + bytes(2 * padding)
+        pcm = b"".join(piece.pcm for piece in tail)
         gate_says, rate = recent.last_loud_at, self.rate
 
         def answered(answer: Any) -> None:
