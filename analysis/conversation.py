@@ -14,6 +14,7 @@ from analysis import turn_join, waterfall
 from analysis.components import Tally
 from analysis.counting import Counted
 from analysis.runs import Run
+from analysis.stats import turns_needed
 from workers.samples import schema
 
 THRESHOLD_S = 0.5  # S3's: an answer that comes sooner than this counts as a reverse barge-in
@@ -141,6 +142,8 @@ def _by_load(run: Run, heard: pd.DataFrame, metric: Metric) -> list[Figures]:
     if up.max() < 1.2 * max(1, up.min()) or up.max() - up.min() < 2:
         return []
     group = np.searchsorted(np.linspace(up.min(), up.max(), LOADS_SHOWN + 1)[1:-1], up, "left")
+    if sum(np.bincount(group) >= turns_needed(0.5)) < 2:
+        return []
     return [
         {
             "least": int(up[group == level].min()),

@@ -36,9 +36,15 @@ def import_log(run: Run, path: Path) -> Source:
         raise ForeignTrace(
             f"{path} is neither a trace of the bundled server nor a voice agent's log with TTFB or latency figures"
         )
+    opened = streams(run)
+    if not opened and "stream_id" not in run.turns:
+        raise ForeignTrace(
+            f"{path} is a voice agent's log, and {run.path} has no conversations to put it beside: "
+            f"`python -m analysis.server_logs {path}` reads it alone"
+        )
     matched = _match(surveyed, _client_streams(run))
     reader = LogReader(path, surveyed.size_bytes)
-    taking = _Taking(surveyed, matched, streams(run))
+    taking = _Taking(surveyed, matched, opened)
     with SourceWriter(run, path) as writer:
         writer.write(taking.rows(reader))
         source = Source(

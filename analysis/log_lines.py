@@ -70,20 +70,22 @@ class Linked:
 
 
 _FIGURE = re.compile(
-    r"#(?P<number>\d+) (?:(?P<what>TTFB|TTFA|ASR compute latency|LLM first sentence generation time|processing time|"
-    r"prompt tokens):(?P<rest>[^\n]*)|-> (?P<target>[A-Za-z_]\w*#\d+))"
+    r"#(?P<number>\d{1,9}) (?:(?P<what>TTFB|TTFA|ASR compute latency|LLM first sentence generation time|"
+    r"processing time|prompt tokens):(?P<rest>[^\n]*)|-> (?P<target>[A-Za-z_]\w*#\d{1,9})(?!\d))"
 )
 _UVICORN = '" [accepted]'
 _APP = "Accepted WebSocket connection for stream ID "
 _START = "Started server process"
 _BESIDE = 2048  # characters
+_KNOWN = 100_000  # lines kept in mind, about 20 MB
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_LEVELS = {"TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL"}  # a line may begin with one
 _PREFIX = re.compile(r"([\w.-]+)\s+\| ")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?")
 _NUMBER = re.compile(r"\s*(-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)s?(?=\s|$)")
 _SILENCE = re.compile(r"\((\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)s leading silence\)")
-_TOKENS = re.compile(r"\s*\d+, completion tokens: (\d+)(?!\d)")
+_TOKENS = re.compile(r"\s*\d+, completion tokens: (\d{1,12})(?!\d)")
 _PATH = re.compile(r'"WebSocket (?P<path>[^"\s?]+)[^"]*$')
 _COMPONENT = re.compile(r"(LLM|TTS|STT|ASR)", re.IGNORECASE)
 _COMPONENTS = {"llm": "llm", "tts": "tts", "stt": "asr", "asr": "asr"}
@@ -124,7 +126,7 @@ class LogReader:
     def clients(self) -> Iterator[Connected | Linked]:
         """Who connected, and each instance the first time it is met (with each stream id). Raises OSError."""
         met: set[tuple[str, str, str | None]] = set()
-        for line in self._lines():
+        for line in self._lines(known=set()):
             if isinstance(line, Connected):
                 yield line
                 continue
@@ -133,7 +135,9 @@ class LogReader:
                 met.add(key)
                 yield Linked(*key, self._time(line.head), line.offset)
 
-    def _lines(self) -> Iterator["_Said | Connected"]:
+    def _lines(self, known: set[tuple[str, str]] | None = None) -> Iterator["_Said | Connected"]:
+        """Lines of services and connections. known: to be filled with what lines say of their instance; a line that
+        says no more than an earlier one is skipped, which halves the work of finding out who is who."""
         for text, begins in self._blocks():
             rare = [(at, mark) for mark in (_UVICORN, _APP, _START) for at in _places(text, mark)]
             rare.sort()
@@ -141,10 +145,16 @@ class LogReader:
             for found in _FIGURE.finditer(text):
                 while place < len(rare) and rare[place][0] < found.start():
                     yield from self._connection(*rare[place], text, begins)
+                    if known is not None and rare[place][1] == _START:
+                        known.clear()
                     place += 1
+                if known is not None and self._is_known(known, found, text):
+                    continue
                 yield from self._said(found, text, begins)
             for at, mark in rare[place:]:
                 yield from self._connection(at, mark, text, begins)
+                if known is not None and mark == _START:
+                    known.clear()
 
     def _blocks(self) -> Iterator[tuple[str, int]]:
         """Whole lines, many at a time, without colours, and where in the file they begin."""
@@ -235,6 +245,19 @@ class LogReader:
         self._used.add(prefix)
         yield _Said(self._process(prefix), instance, component, what, rest, before, begins + start)
 
+    def _is_known(self, known: set[tuple[str, str]], found: re.Match[str], text: str) -> bool:
+        """Whether a line with this head (but for its time) and instance came since a process started."""
+        start = text.rfind("\n", 0, found.start()) + 1
+        time = _TIME.search(text, start, found.start())
+        head = text[start : time.start()] + text[time.end() : found.start()] if time else text[start : found.start()]
+        key = (head, found.group("number") + (found.group("target") or ""))
+        if key in known:
+            return True
+        if len(known) > _KNOWN:
+            known.clear()
+        known.add(key)
+        return False
+
     def _process(self, prefix: str) -> str:
         return f"{prefix}/{self._starts.get(prefix, 0)}"
 
@@ -311,7 +334,7 @@ def _places(text: str, mark: str) -> Iterator[int]:
 
 def _prefix(head: str) -> str:
     found = _PREFIX.match(head)
-    return found.group(1) if found else ""
+    return found.group(1) if found and found.group(1) not in _LEVELS else ""
 
 
 def _is_garbage(line: bytes) -> bool:

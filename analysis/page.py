@@ -16,6 +16,7 @@ from rich.text import Text
 
 from analysis import page_conversation
 from analysis.checks import CHECKS
+from analysis.counting import CONVERSATIONS
 from analysis.page_numbers import Figures, fits, interval, number, percent, quantile, rate
 
 SEVERITY_STYLE = {"invalid": "bold red", "warning": "yellow", "note": "cyan"}
@@ -62,7 +63,7 @@ def _header(figures: Figures) -> RenderableType:
 def _scenario(what: Figures, scenario: Figures) -> str:
     parts = [str(what["name"] or scenario.get("name") or "unnamed"), " + ".join(what["protocols"])]
     parts.append("dialect " + ", ".join(what["dialects"]))
-    if scenario.get("format"):
+    if scenario.get("format") and set(what["protocols"]) - set(CONVERSATIONS):
         parts.append(str(scenario["format"]))
     if what["voices"]:
         parts.append(("voice " if len(what["voices"]) == 1 else "voices ") + ", ".join(what["voices"][:4]))

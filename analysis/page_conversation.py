@@ -88,8 +88,10 @@ def _latency_table(found: Figures, with_mean: bool) -> Table:
         table.add_column("mean", justify="right", no_wrap=True)
     names = list(found["floor_transfer_offset_ms"]["quantiles"])
     rows = {title: found[metric] for metric, title in TITLES.items()}
-    queries = found["queries"] if len(found["queries"]) > 1 else {}
-    rows |= {f"  {name}": query["floor_transfer_offset_ms"] for name, query in queries.items()}
+    queries = {name: query["floor_transfer_offset_ms"] for name, query in found["queries"].items()}
+    queries = {name: row for name, row in queries.items() if not row["quantiles"]["p50"]["too_few"]}
+    if len(queries) > 1:
+        rows |= {f"  {name}": row for name, row in queries.items()}
     with_interval = any(row["quantiles"][q]["low"] is not None for row in rows.values() for q in names)
     for q in names:
         table.add_column(q, justify="right", no_wrap=True)
@@ -102,7 +104,7 @@ def _latency_table(found: Figures, with_mean: bool) -> Table:
         for q in (row["quantiles"][name] for name in names):
             cells += [quantile(q, "ms"), interval(q, "ms")] if with_interval else [quantile(q, "ms")]
         style = "bold" if place == 0 else "dim" if place >= len(TITLES) else ""
-        table.add_row(*cells, style=style, end_section=place == len(TITLES) - 1 and bool(queries))
+        table.add_row(*cells, style=style, end_section=place == len(TITLES) - 1 < len(rows) - 1)
     return table
 
 
@@ -161,7 +163,7 @@ def _turn_taking(found: Figures) -> RenderableType:
 
 def _barge_in(told: Figures | None) -> str:
     if told is None:
-        return "none tried (scenario key barge_in)"
+        return "none tried (scenario key barge_in_share)"
     silence = told["time_to_silence_ms"]["quantiles"]
     p50, p95 = (milliseconds(silence[q]) for q in ("p50", "p95"))
     return (
@@ -209,6 +211,8 @@ def _server(server: Figures, console: Console) -> list[RenderableType]:
         summary = server["components"]
         made.append(components.table(summary, CLIENTS_SHOWN))
         made += [Text(note, style="dim") for note in components.notes(summary, CLIENTS_SHOWN)]
+    else:
+        made.append(Text("None of its figures is this run's: is it of another time, or of another server?", "yellow"))
     made += [Text(f"{n:,} figures not joined: {reason}.", "yellow") for reason, n in server["unknown"].items()]
     shifts = {round(source["offset_s"]) for source in server["sources"] if source["offset_s"]}
     if apart := sorted(shift for shift in shifts if shift):
@@ -225,7 +229,7 @@ def _server(server: Figures, console: Console) -> list[RenderableType]:
 
 def _waterfall(server: Figures, console: Console) -> RenderableType:
     told = server["waterfall"]
-    how = "client and server share a clock" if server["one_clock"] else "by durations; the clocks are two"
+    how = "client and server share a clock" if server["one_clock"] else "by the server's durations"
     worst, known = told["bottleneck"], told["bottleneck_of_the_known"]
     line = Text.assemble(
         ("Waterfall", "bold"),

@@ -87,8 +87,18 @@ def _best(rows: pd.DataFrame, imported: tuple[Source, ...]) -> tuple[SourceKind,
     kinds = rows["source"].astype(object).map(lambda name: IN_BAND if name == IN_BAND else of_kind.get(name, "log"))
     for kind in ("trace", "log", "in-band"):
         if (kinds == kind).any():
-            return kind, rows[kinds == kind]
+            return kind, _once(rows[kinds == kind])
     return "log", rows
+
+
+def _once(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each figure once: a log may have been imported under two names, or captured twice. A figure that one source
+    tells twice was measured twice."""
+    if rows["source"].nunique() < 2:
+        return rows
+    same = ["stream_id", "component", "metric", "instance", "at", "value_s", "value"]
+    place = rows.groupby([*same, "source"], observed=True, dropna=False, sort=False).cumcount()
+    return rows[~rows[same].assign(place=place).duplicated()]
 
 
 def _names(turns: pd.DataFrame) -> pd.Series:

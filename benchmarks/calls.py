@@ -18,10 +18,11 @@ from benchmarks import voice
 from benchmarks.load import USERS, LiveLoad, Load, Window, quantiles, running
 from benchmarks.peers.building import built
 from benchmarks.peers.starting import ANSWER_S, AgentPeer
-from benchmarks.processes import CLIENT_CORE, PYTHON, ROOT, Running
+from benchmarks.processes import CLIENT_CORE, PYTHON, ROOT, ProcessFailed, Running
 
 TALKING = ROOT / "locustfiles" / "talk_voice_agent.py"
 CHUNKS_A_SECOND, QUERY_S, CYCLE_S, SPAWN_RATE = 50, 1.6, 9.0, 100
+TURN_S = 7.5  # about, from one turn's beginning to the next's
 # No greeting is waited for, and no audio kept; an answer's end is heard after half a second.
 _CALLS = ("--dialect", "pipecat", "--chunk-ms", "20", "--greeting-s", "0", "--answer-end-s", "0.5", "--insecure")
 
@@ -55,7 +56,8 @@ def our_load(peer: AgentPeer, calls: int, folder: Path, *more: str, secure: bool
     voice.write_queries(queries, 4, QUERY_S)
     host = peer.wss_url if secure else peer.ws_url
     options = [*_CALLS, "--audio-dir", str(queries), "--think-s", "1", "2", *more]
-    return Load(TALKING, host, calls, SPAWN_RATE, folder, options)
+    # Spread over a turn at least: people do not all speak at once.
+    return Load(TALKING, host, calls, min(SPAWN_RATE, calls / TURN_S), folder, options)
 
 
 @contextmanager
@@ -134,13 +136,15 @@ def c_client(peer: AgentPeer, calls: int, folder: Path, seconds: float) -> dict[
 
 def _program(command: list[str], peer: AgentPeer, calls: int, folder: Path, seconds: float) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = {"port": peer.port, "calls": calls, "cycle-s": CYCLE_S, "warm-s": 2, "seconds": seconds + 2}
+    numbers = {"port": peer.port, "calls": calls, "cycle-s": CYCLE_S, "warm-s": 2, "seconds": seconds + 5}
     options = [word for name, value in numbers.items() for word in (f"--{name}", f"{value:g}")]
     with Running([*command, "--clip", str(_clip(folder)), *options], cwd=ROOT, core=CLIENT_CORE) as client:
         client.wait_for("all calls are up")
         live = LiveLoad(client, client, None)
         live.window(3.0)
         window, theirs = watched(live, peer, seconds)
+        if theirs["calls"] != calls:
+            raise ProcessFailed(f"{' '.join(command)} kept {theirs['calls']} of {calls} calls to the end of the window")
         said = json.loads(client.wait_for("{"))
     heard_rate = said["heard"] / said["seconds"] / (calls * CHUNKS_A_SECOND)
     return Held(window, theirs, said["sent_late_ms"], heard_rate).figures(calls)

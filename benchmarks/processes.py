@@ -61,7 +61,8 @@ class Running:
         self.process = psutil.Process(self._popen.pid)
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.said: deque[str] = deque(maxlen=400)
-        threading.Thread(target=self._hear, daemon=True).start()
+        self._hearing = threading.Thread(target=self._hear, daemon=True)
+        self._hearing.start()
 
     def _hear(self) -> None:
         for line in self._popen.stdout or ():
@@ -122,3 +123,6 @@ class Running:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.end(timeout_s=5.0)
+        self._hearing.join(5.0)
+        if self._popen.stdout is not None and not self._hearing.is_alive():
+            self._popen.stdout.close()

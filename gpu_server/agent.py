@@ -213,11 +213,11 @@ class Agent:
         playback = Playback(self._outlet, mishap, lambda: self._note_first(turn), lambda: self._note_end(turn))
         answering = Answering(turn, self._parts, self._log, self._tell, playback, early=early)
         self._current, self._playback, self._current_speech = turn, playback, speech
-        self._task = asyncio.get_running_loop().create_task(self._run(turn, work(answering)))
+        self._task = asyncio.get_running_loop().create_task(self._run(turn, lambda: work(answering)))
 
-    async def _run(self, turn: Turn, work: Coroutine[Any, Any, None]) -> None:
+    async def _run(self, turn: Turn, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await work
+            await work()
         except GivenUp as given:
             turn.toll.add(given.fault)
             self._finish(turn, given.outcome)

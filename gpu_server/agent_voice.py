@@ -33,7 +33,9 @@ class AgentVoice:
         """Yield the samples as they are made. Closing the generator stops the work."""
         if self._kept is not None and text in self._kept:
             self._kept.move_to_end(text)
-            yield self._kept[text]
+            kept, step = self._kept[text], 2 * self._sample_rate  # a second at a time, so that nobody hoards
+            for start in range(0, len(kept), step):
+                yield kept[start : start + step]
             return
         made = []
         async with aclosing(self._resampled(text)) as pieces:

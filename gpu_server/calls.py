@@ -39,7 +39,7 @@ class Calls:
             AgentVoice(service.engine, settings.output_rate, service.settings.pace),
             recognizer,
             _choose_replier(settings),
-            Ticker(),
+            Ticker(service.metrics.observe_lateness),
             AudioWriter(settings.output_rate, settings.output == "wav"),
         )
         self._log = AgentLog(settings.log)

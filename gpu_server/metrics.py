@@ -9,6 +9,8 @@ from gpu_server.trace import AgentTurn, TraceRow
 
 _TTFB_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
 
+_LATENESS_BUCKETS_S = (0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.04, 0.1, 0.3, 1)
+
 
 class Metrics:
     """One registry a server, so that two in a process do not collide."""
@@ -45,6 +47,12 @@ class Metrics:
             buckets=_TTFB_BUCKETS_S,
             registry=self._registry,
         )
+        self._lateness_s = Histogram(
+            "gpu_server_agent_lateness_seconds",
+            "How late the ticker that sends audio in real time was, the worst of each wake-up",
+            buckets=_LATENESS_BUCKETS_S,
+            registry=self._registry,
+        )
         self._ignored = Counter(
             "gpu_server_agent_ignored",
             "Messages of callers that were not understood",
@@ -65,6 +73,9 @@ class Metrics:
         heard_at, answered_at = row["user_last_voiced_received_at"], row["first_audio_at"]
         if heard_at is not None and answered_at is not None and answered_at > heard_at:
             self._turn_s.observe(answered_at - heard_at)
+
+    def observe_lateness(self, seconds: float) -> None:
+        self._lateness_s.observe(seconds)
 
     def ignore(self, kind: str) -> None:
         self._ignored.labels(kind).inc()

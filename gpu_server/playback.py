@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gpu_server.ticker import Ticker
 
-_AHEAD_S = 30.0  # of audio made and not yet sent; whoever makes it waits beyond that
+_AHEAD_S = 10.0  # of audio made and not yet sent; whoever makes it waits beyond that
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,8 @@ def make_decoder(sentences: Sequence[str]) -> Any:
         path = Path(folder) / "known.lm"
         with path.open("w", encoding="utf-8") as out:
             model.write(out)
-        decoder = Decoder(lm=str(path), loglevel="FATAL")
+        # Dithered, always alike: in digital silence pocketsphinx's features have no floor, and words are lost.
+        decoder = Decoder(lm=str(path), loglevel="FATAL", dither=True, seed=1)
     unknown = sorted({word for words in plain for word in words.split() if decoder.lookup_word(word) is None})
     if unknown:
         names = ", ".join(unknown[:10])

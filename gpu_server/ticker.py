@@ -14,9 +14,13 @@ Tick = Callable[[float], float | None]  # gets the time it is, returns when it w
 
 
 class Ticker:
-    """One a process. A callback that is no longer wanted returns None when its time comes."""
+    """One a process. A callback that is no longer wanted returns None when its time comes.
 
-    def __init__(self) -> None:
+    `observe` gets the lateness of the most overdue callback, each time some are called: what a busy process adds.
+    """
+
+    def __init__(self, observe: Callable[[float], None]) -> None:
+        self._observe = observe
         self._due: list[tuple[float, int, Tick]] = []
         self._order = itertools.count()  # so that no two entries are ever compared by their callbacks
         self._timer: asyncio.TimerHandle | None = None
@@ -41,6 +45,8 @@ class Ticker:
         self._timer_at = math.inf
         due = self._due
         now = time.monotonic()
+        if due and due[0][0] <= now:
+            self._observe(now - due[0][0])
         try:
             while due and due[0][0] <= now:
                 _, _, tick = heapq.heappop(due)

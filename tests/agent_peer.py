@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,14 @@ VOICED = 1000  # amplitude from which the peer takes a sample of the user's for 
 _APART_S = 0.25  # silence that parts two utterances of the user's
 
 
+@cache
 def voice(seconds: float, rate: int = RATE, amplitude: int = 9000, pitch: float = 140.0) -> Pcm:
     """A buzz of twenty harmonics that begins and ends abruptly: its first and last samples are loud."""
     at = np.arange(round(seconds * rate)) / rate
     wave = sum(np.cos(2 * np.pi * pitch * n * at) / n for n in range(1, 21))
     found = (amplitude * wave / np.abs(wave).max()).astype(np.int16)
     found[-1] = found[0] = amplitude
+    found.flags.writeable = False
     return found
 
 
@@ -208,16 +211,20 @@ class Ear:
     async def user_spoke(self, number: int, quiet_s: float = _APART_S) -> Heard:
         """The user's utterance of this number (from 0), once `quiet_s` of its stream's silence have followed it."""
         await self.until(
-            lambda: len(self.heard) > number + 1
-            or (len(self.heard) > number and self.length - self.heard[number].last >= quiet_s * self.wire.rate)
+            lambda: (
+                len(self.heard) > number + 1
+                or (len(self.heard) > number and self.length - self.heard[number].last >= quiet_s * self.wire.rate)
+            )
         )
         return self.heard[number]
 
     async def user_speaks(self, number: int, for_s: float = 0.0) -> Heard:
         """The user's utterance of this number, as soon as it has lasted `for_s`."""
         await self.until(
-            lambda: len(self.heard) > number
-            and self.heard[number].last - self.heard[number].first >= for_s * self.wire.rate
+            lambda: (
+                len(self.heard) > number
+                and self.heard[number].last - self.heard[number].first >= for_s * self.wire.rate
+            )
         )
         return self.heard[number]
 
@@ -248,6 +255,7 @@ class Talk:
     ear: Ear
     said: list[tuple[float, float]] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)  # when the last chunk of each was written
+    plays_until: float = 0.0  # when all that was sent has played, at prebuffer 0
     notes: dict[str, Any] = field(default_factory=dict)
 
     async def send(self, pcm: Pcm, rate: int = 0, chunk_s: float = 0.02, lead: int = 1, note: bool = True) -> float:
@@ -259,7 +267,9 @@ class Talk:
             wait_s = began_at + max(0, number - lead) * chunk_s - time.monotonic()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
-            await self.socket.send(self.wire.audio(pcm[start : start + size], rate))
+            part = pcm[start : start + size]
+            self.plays_until = max(self.plays_until, time.monotonic()) + len(part) / rate
+            await self.socket.send(self.wire.audio(part, rate))
             if note and number == 0:
                 self.said.append((began_at, time.monotonic()))
         if note:
@@ -267,7 +277,7 @@ class Talk:
         return began_at
 
     async def interruption(self) -> float:
-        at = time.monotonic()
+        at = self.plays_until = time.monotonic()
         await self.socket.send(self.wire.interruption())
         return at
 

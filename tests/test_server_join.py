@@ -1,6 +1,7 @@
 """Server rows beside client turns: who meets whom, and what is left between the two."""
 
 import json
+import random
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ from run_maker import (
 )
 
 from analysis.counting import count
-from analysis.report import report
+from analysis.report import main, report
 from analysis.runs import Run, open_run, read_table
 from analysis.server_join import Joined, import_server_log, import_trace, join
 from analysis.server_sources import ForeignTrace, Source, sources
@@ -324,6 +325,21 @@ def test_figures_without_a_time_are_joined_in_order(tmp_path: Path) -> None:
     assert found.stages["llm_ttfb_s"].tolist() == [0.15] * 6
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_spoilt_log_is_joined_as_far_as_it_goes(tmp_path: Path, named: bool) -> None:
+    rows = calls(4, 4)
+    run = open_run(make_run(tmp_path, log_of(rows)))
+    draw, whole, path = random.Random(5), agent_log(rows, named=named).encode(), tmp_path / "bot.log"
+    for _ in range(10):
+        spoilt = bytearray(whole)
+        for _ in range(40):
+            spoilt[draw.randrange(len(spoilt))] = draw.choice(b"\n\0\xff#9:. s-|\x1b")
+        path.write_bytes(spoilt)
+        import_server_log(run, path)
+        found = heard(run)
+        assert 0 < found.joined + sum(found.unknown.values()) <= 8 * 16
+
+
 def test_in_band_figures_stand_by_stream_and_turn(tmp_path: Path) -> None:
     rows = calls(2, 2)
     run = open_run(make_run(tmp_path, log_of(rows)))
@@ -348,6 +364,23 @@ def test_in_band_figures_stand_by_stream_and_turn(tmp_path: Path) -> None:
     assert found.stages["llm_ttfb_s"].tolist() == [0.2] * 4
     assert found.stages["asr_with_wait_s"].tolist() == [0.3] * 4
     assert found.stages["asr_s"].isna().all()  # pipecat's TTFB of recognition holds the wait: no compute latency
+
+
+def test_a_voice_agents_log_beside_requests_alone_is_refused(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "bot.log").write_text(agent_log(calls(2, 2)))
+    with pytest.raises(ForeignTrace, match="has no conversations"):
+        import_server_log(run, tmp_path / "bot.log")
+
+
+def test_a_log_of_another_day_joins_nothing_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = calls(4, 4)
+    run = make_run(tmp_path, log_of(rows))
+    others = [{**row, "stream_id": f"other-{row['stream_id']}"} for row in rows]
+    (tmp_path / "bot.log").write_text(agent_log(others, apart_s=-1e6))
+    assert main([str(run), "--server-log", str(tmp_path / "bot.log")]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "None of its figures is this run's" in words
+    assert "132 of other runs" in words
 
 
 def test_neither_trace_nor_log_is_refused(tmp_path: Path, run: Run) -> None:
@@ -434,6 +467,21 @@ def test_the_agents_instants_are_not_compared_across_hosts(tmp_path: Path) -> No
     found = heard(run)
     assert not found.one_clock
     assert found.stages["asr_s"].tolist() == pytest.approx([0.1] * 6)
+
+
+@pytest.mark.parametrize("make", [agent_log, None], ids=["log", "trace"])
+def test_what_two_captures_both_hold_counts_once(tmp_path: Path, make: Any) -> None:
+    rows = calls(3, 4, floor_s=0.75)
+    run = open_run(make_run(tmp_path, log_of(rows)))
+    text = agent_log(rows) if make else agent_trace(tmp_path, rows).read_text()
+    lines = text.splitlines(keepends=True)
+    (tmp_path / "first").write_text("".join(lines[: len(lines) * 2 // 3]))
+    (tmp_path / "second").write_text(text)
+    import_server_log(run, tmp_path / "second")
+    alone = heard(run).joined
+    import_server_log(run, tmp_path / "first")
+    assert len(sources(run)) == 2
+    assert heard(run).joined == alone
 
 
 def test_a_trace_is_believed_before_a_log(tmp_path: Path) -> None:

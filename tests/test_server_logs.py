@@ -1,6 +1,7 @@
 """S3's analyser: real logs against figures counted by grep, made logs line form by line form."""
 
 import csv
+import random
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,31 @@ def test_half_a_line_at_the_end_is_no_figure(tmp_path: Path) -> None:
     for cut in range(1, len(whole) // 2):
         figures, reader = read(tmp_path, whole[:-cut])
         assert (len(figures), reader.bad_lines) == (1, 1), whole[:-cut]
+
+
+def test_no_garbage_ends_it(tmp_path: Path) -> None:
+    """Bytes changed, lines cut and joined, digits without end: what can be read is read, and nothing is raised."""
+    whole, path = bytearray(NVIDIA.read_bytes()), tmp_path / "bot.log"
+    draw = random.Random(7)
+    for _ in range(40):
+        spoilt = bytearray(whole)
+        for _ in range(300):
+            spoilt[draw.randrange(len(spoilt))] = draw.choice(b"\n\0\xff#9:. s-|\x1b")
+        for _ in range(3):
+            at = draw.randrange(len(spoilt))
+            spoilt[at:at] = draw.choice((b"#", b": ", b"tokens: 9, completion tokens: ")) + b"9" * 5_000
+        path.write_bytes(spoilt)
+        found = analyse(path, everything=True)
+        assert 0 < found.counted <= 99 + 3
+
+
+def test_a_line_that_begins_with_its_level_has_no_prefix(tmp_path: Path) -> None:
+    text = (
+        accepted("a")
+        + accepted("b")
+        + "DEBUG | m:f:1 - XLLMService#1 TTFB: 0.2s\nINFO | m:f:1 - XLLMService#0 TTFB: 0.1s\n"
+    )
+    assert clients_of(tmp_path, text) == {"a": 100.0, "b": 200.0}
 
 
 def test_words_in_a_message_are_no_figure(tmp_path: Path) -> None:

@@ -312,14 +312,14 @@ class Call:
             self._raise_if_gone()
             now = time.monotonic()
             quiet_at = self.hearing.last_loud_at + min(pause_s, _SILENT_SOON_S)
-            if now >= due_at and (quiet_at <= now or now >= give_up_at):
+            if now >= give_up_at or (now >= due_at and quiet_at <= now):
                 break
             if self.hearing.last_loud_at > due_at - pause_s:  # the agent had more to say
                 due_at = self.hearing.last_loud_at + pause_s
             self._wait_until(min(max(due_at, quiet_at, now + 0.001), give_up_at))
             if self._user.run_draining:
                 raise gevent.GreenletExit
-        return due_at
+        return min(due_at, now)
 
     def _new_turn(self, name: str, intended_at: float) -> CallTurn:
         run = self._run
@@ -349,7 +349,7 @@ class Call:
         self._saying = query
         spoken = self._spoken = self._microphone.say(query.chunks, query.last_voiced, begins_at)
         turn.user_onset_at = spoken.began_at + query.onset_s
-        turn.user_offset_at = spoken.began_at + query.offset_s
+        turn.user_offset_at = self.hearing.user_offset_at = spoken.began_at + query.offset_s
         if barge_in is not None:
             turn.barge_in, turn.barge_in_after_s = True, turn.user_onset_at - barge_in.onset_at
         return turn
@@ -389,6 +389,8 @@ class Call:
             if answer is None:
                 pending = any(stretch.by is None for stretch in self.hearing.stretches)
                 if now >= deadline + (_EAR_S if pending else 0.0):
+                    if turn.user_onset_at and self.hearing.last_loud_at > now - _SILENT_SOON_S:
+                        raise TurnFailed("timed_out", "never_stopped", "the agent went on with what it said before")
                     line = f"the agent said nothing within answer_timeout_s ({scenario.answer_timeout_s:g} s)"
                     raise TurnFailed("timed_out", "no_answer_in_time", line)
                 self._wait_until(deadline if now < deadline else now + 0.1)

@@ -94,7 +94,8 @@ class Calling:
         batch: list[tuple[Hearing, Audio, Arrival]] = []
         for call in calls:
             line, decode, hearing = call.line, call.codec.decode, call.hearing
-            for data, arrival in line.take():
+            inbox, line.inbox = line.inbox, []
+            for data, arrival in inbox:
                 for opcode, payload in line.parse(data):
                     if opcode >= CLOSE:
                         line.control(opcode, payload)

@@ -55,6 +55,6 @@ class Repertoire:
         """The clip of this name, with or without `.wav`. Raises KeyError that says which there are."""
         wanted = name.removesuffix(".wav")
         for query in self.queries:
-            if query.name in (name, wanted):
+            if query.name.removesuffix(".wav") == wanted:
                 return query
         raise KeyError(f"no clip is called {name!r}; there are {', '.join(query.name for query in self.queries)}")

@@ -16,11 +16,13 @@ from gevent.event import Event
 from workers import failures
 from workers.clients.http_connection import BadTarget
 from workers.clients.link import Arrival, Link, Switchboard
+from workers.clients.rtvi import one_line
 from workers.clients.websocket import CLOSE, PING, PONG, BadFrame, Frames, Message, close_reason, frame
 from workers.failures import TurnFailed
 
 MOST_UNSENT_BYTES = 256 * 1024  # 8 s of 16 kHz audio that the peer does not read
-_LONGEST_ANSWER = 64 * 1024
+_LONGEST_HEAD = 16 * 1024  # of an answer to the handshake: websocket-client reads it byte by byte
+_LONGEST_ANSWER = 1 << 20
 _NORMAL = 1000
 
 
@@ -69,7 +71,7 @@ class Line:
         self.address = address
         self.clock, self.ready_at = link.clock, time.monotonic()
         self.gone: TurnFailed | None = None
-        self.inbox: list[tuple[bytes, Arrival]] = []
+        self.inbox: list[tuple[bytes, Arrival]] = []  # what came; whoever hears takes it out and parses it
         self.send = link.send  # called for each chunk
 
     @classmethod
@@ -112,11 +114,6 @@ class Line:
             self.gone = _broken(error)
 
     # ---- whoever hears
-
-    def take(self) -> list[tuple[bytes, Arrival]]:
-        """What came since the last time, to be given to `parse` piece by piece."""
-        inbox, self.inbox = self.inbox, []
-        return inbox
 
     def parse(self, data: bytes) -> Sequence[Message]:
         """Messages that `data` completes. Bytes that are no WebSocket's end the call; what came before them counts."""
@@ -218,6 +215,11 @@ def _shake_hands(pipe: "_Handshake", address: str, token: str | None) -> None:
         line_ = f"the server closed the connection in the WebSocket handshake: {error}"
         raise TurnFailed("disconnected", "closed_before_answer", line_) from None
     except (websocket.WebSocketException, ValueError, OSError) as error:
+        told = line.handshake_response
+        if told is not None and 300 <= told.status < 400:
+            moved = one_line(told.headers.get("location"))
+            line_ = f"HTTP {told.status} instead of a WebSocket at {address}: it has moved to {moved}"
+            raise TurnFailed("refused", f"http_{told.status}", line_) from None
         line_ = f"what answers at {address} speaks no WebSocket: {' '.join(str(error).split())[:200]}"
         raise TurnFailed("protocol_error", "not_websocket", line_) from None
 
@@ -267,10 +269,10 @@ class _Handshake:
             self._changed.clear()
             if not self._changed.wait(max(0.0, self._deadline - time.monotonic())):
                 raise TimeoutError("timed out")
-        self._read += size
-        if self._read > _LONGEST_ANSWER:
-            raise ValueError(f"an answer of more than {_LONGEST_ANSWER} bytes")
+        if self._read > (limit := _LONGEST_HEAD if size == 1 else _LONGEST_ANSWER):
+            raise ValueError(f"an answer of more than {limit} bytes")
         piece = bytes(self._line[:size])
+        self._read += len(piece)
         del self._line[:size]
         if not self._line:
             self._arrived.pop(0)

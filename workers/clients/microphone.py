@@ -8,7 +8,7 @@ burst. The clock is absolute: a late chunk delays no other.
 import time
 from array import array
 from collections.abc import Callable
-from math import ceil
+from math import ceil, floor
 from typing import Any
 
 from workers.clients.line import Line
@@ -89,7 +89,7 @@ class Booth:
         count = max(1, round(chunk_s / SLOT_S))
         self._slot_s = chunk_s / count
         self._slots: list[list[Microphone]] = [[] for _ in range(count)]
-        self._began_at = ceil(time.monotonic())  # on a beat
+        self._began_at = floor(time.monotonic())  # on a beat, and past: a slot is never waited for
         self._tick = 0
         self._going = False
         self.late_s = array("d")  # of every chunk, until somebody takes them
@@ -114,7 +114,7 @@ class Booth:
     def remove(self, microphone: Microphone, slot: int) -> None:
         if microphone in self._slots[slot]:
             self._slots[slot].remove(microphone)
-        if not any(self._slots):
+        if self._going and not any(self._slots):
             self._going = False
             self._board.each_beat(None)
 
@@ -137,7 +137,7 @@ class Booth:
     def _send(self, slot: list[Microphone], due_at: float) -> None:
         now = time.monotonic
         late = self.late_s.append
-        for microphone in slot:
+        for microphone in tuple(slot):  # one may be closed by what is called here
             at = now()
             late(at - due_at)
             if due_at < microphone.clip_due_at:

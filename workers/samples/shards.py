@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from workers.samples import schema
 from workers.samples.logs import BATCH_ROWS, ForeignLog, Log, read_log
 
-SEALED_TABLES = ("sessions", "workers", "turns")  # turns is put in place last: its footer vouches for all three
+SEALED_TABLES = ("server", "sessions", "workers", "turns")  # turns is put in place last: its footer vouches for all
 FOOTER = b"cicada"
 
 _ARROW = {
@@ -107,7 +107,8 @@ def arrow_schema(table: str) -> pa.Schema:
 class ShardWriter:
     """One Parquet file that appears under its name when it is whole, or not at all."""
 
-    def __init__(self, path: Path, table: str) -> None:
+    def __init__(self, path: Path, table: str, *, keep_empty: bool = True) -> None:
+        self._keep_empty = keep_empty
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -132,7 +133,7 @@ class ShardWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
             self._writer.close()  # on a full disk this is where it fails
-            if kind is None:
+            if kind is None and (self.rows or self._keep_empty):
                 os.replace(self._temporary, self._path)
         finally:
             self._temporary.unlink(missing_ok=True)
@@ -146,8 +147,10 @@ def _seal_log(run_dir: Path, path: Path) -> SealedLog:
         ShardWriter(run_dir / "turns" / shard, "turns") as turns,
         ShardWriter(run_dir / "workers" / shard, "workers") as workers,
         ShardWriter(run_dir / "sessions" / shard, "sessions") as sessions,
+        ShardWriter(run_dir / "server" / shard, "server", keep_empty=False) as server,
     ):
-        sealing = _Sealing(log, {"turns": turns, "workers": workers, "sessions": sessions})
+        writers = {"turns": turns, "workers": workers, "sessions": sessions, "server": server}
+        sealing = _Sealing(log, writers)
         known = sealing.run(path.stem)
         turns.footer(json.dumps(asdict(known)))
     return known
@@ -252,6 +255,7 @@ _IDENTITIES: dict[str, tuple[tuple[str, ...], ...]] = {
     "turn_starts": (("request_id",), ("session", "turn")),
     "sessions": (("session", "started_at"),),
     "workers": (("worker", "at"),),
+    "server": (("stream_id", "component", "metric", "instance", "at"),),
 }
 
 
