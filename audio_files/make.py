@@ -15,7 +15,7 @@ from pathlib import Path
 from workers.clips_command import fix
 
 HERE = Path(__file__).parent
-VOICES = ("default", "alto", "tenor", "soprano", "bass")
+VOICES = ("default", "tenor", "bass")  # those that pocketsphinx understands
 
 
 def main(server: str) -> int:

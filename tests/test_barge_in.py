@@ -56,7 +56,8 @@ async def takes_fright(talk: Talk) -> None:
     """Falls silent half a second into its answer, though nobody said a word: a false barge-in."""
     for number in range(100):
         await talk.ear.user_spoke(number)
-        await talk.send(voice(0.4), lead=10)
+        await asyncio.sleep(0.7)  # too long after the user's end to have been meant for him
+        await talk.send(voice(0.6), lead=10)
         await talk.interruption()
 
 
@@ -99,7 +100,7 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Held:
         run = run_locust(
             "-f", str(ROOT / "locustfiles" / "talk_voice_agent.py"), "--headless", "--users", "5", "--spawn-rate", "5",
             "--run-time", "17s", "--barge-in-share", "1", "--barge-in-after-s", str(AFTER_S), "--yield-s", "1.2",
-            "--greeting-s", "0.3", "--answer-timeout-s", "2", "--answer-end-s", "0.6", "--think-s", "0.7",
+            "--greeting-s", "0.3", "--answer-timeout-s", "4", "--answer-end-s", "0.6", "--think-s", "0.7",
             "--keep-audio", "0", "--drain-s", "0", "--only-summary", "--host", peer.url, cwd=folder,
         )  # fmt: skip
     rows = turns(run_dirs(folder)[0])

@@ -65,7 +65,7 @@ class Line:
 
 @pytest.fixture(params=[100.3, 7.0, 31.0, 999.9991], ids=str)
 def clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock(request.param)
+    made = Clock(request.param + 0.00027)  # between two slots: no rounding decides what is due
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=made.monotonic))
     return made
 

@@ -214,10 +214,14 @@ class Call:
         elif isinstance(event, Fault) and self._fault is None:
             self._fault = event
 
-    @staticmethod
-    def _user_speaks(turn: CallTurn, at: float) -> bool:
-        # A server needs a moment to notice that somebody speaks, and that nobody does any more.
-        return bool(turn.user_onset_at) and turn.user_onset_at <= at <= turn.user_offset_at + 1.0
+    def _user_speaks(self, turn: CallTurn, at: float) -> bool:
+        """Whether the user's voice can be why the server cleared its playout at `at`."""
+        if not turn.user_onset_at <= at:
+            return False
+        # A server needs a moment to notice; but what it began to say after the user's last word, it said knowing.
+        return at <= turn.user_offset_at or (
+            at <= turn.user_offset_at + 1.0 and self.hearing.last_began_at < turn.user_offset_at
+        )
 
     def lost(self) -> None:
         """The line is gone."""

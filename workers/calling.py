@@ -53,6 +53,7 @@ class Calling:
         self.target: CallTarget = call_target(host, scenario.path or model.path, scenario.insecure, token)
         self.repertoire = Repertoire(clips.load(Path(scenario.audio_dir)), model, scenario.chunk_ms / 1000)
         self.threshold = amplitude(scenario.audible_dbfs)
+        self._batch = _Batch(self.threshold)
         self.booth = Booth(board, scenario.chunk_ms / 1000, self._hear)
         self.ear = Ear()
         self.keepsakes = Keepsakes(worker, f"{scenario.seed}/{worker}")
@@ -91,7 +92,7 @@ class Calling:
 
     def _hear(self, calls: Iterable[Listener]) -> None:
         """In the hub: decode what came for these calls, and put all audio through the gate at once."""
-        batch: list[tuple[Hearing, Audio, Arrival]] = []
+        batch = self._batch
         for call in calls:
             line, decode, hearing = call.line, call.codec.decode, call.hearing
             inbox, line.inbox = line.inbox, []
@@ -102,25 +103,46 @@ class Calling:
                         continue
                     for event in decode(opcode, payload):
                         if type(event) is Audio:
-                            batch.append((hearing, event, arrival))
+                            batch.add(hearing, event, arrival)
                             continue
-                        if batch:  # in the order in which they came
-                            _through_the_gate(batch, self.threshold)
-                            batch = []
+                        batch.flush()  # in the order in which they came
                         call.note(event, arrival)
-        if batch:
-            _through_the_gate(batch, self.threshold)
+        batch.flush()
         for call in calls:
             if call.line.gone is not None and not call.line.inbox:
                 call.lost()
 
 
-def _through_the_gate(batch: list[tuple[Hearing, Audio, Arrival]], threshold: int) -> None:
-    rate = batch[0][1].rate
-    if any(audio.rate != rate for _, audio, _ in batch):
-        for one in batch:
-            _through_the_gate([one], threshold)
-        return
-    loud = loud_windows([audio[0] for _, audio, _ in batch], rate, threshold)
-    for (hearing, (pcm, _), (at, empty_at)), windows in zip(batch, loud, strict=True):
-        hearing.hear(pcm, rate, at, at - empty_at, windows)
+class _Batch:
+    """Chunks on their way through the gate, all of one rate and length."""
+
+    __slots__ = ("_arrivals", "_chunks", "_hearings", "_kind", "_threshold")
+
+    def __init__(self, threshold: int) -> None:
+        self._threshold = threshold
+        self._chunks: list[bytes] = []
+        self._hearings: list[Hearing] = []
+        self._arrivals: list[Arrival] = []
+        self._kind = (0, 0)
+
+    def add(self, hearing: Hearing, audio: Audio, arrival: Arrival) -> None:
+        pcm, rate = audio
+        if self._kind != (rate, len(pcm)):
+            self.flush()
+            self._kind = (rate, len(pcm))
+        self._chunks.append(pcm)
+        self._hearings.append(hearing)
+        self._arrivals.append(arrival)
+
+    def flush(self) -> None:
+        if not self._chunks:
+            return
+        rate = self._kind[0]
+        loud = loud_windows(self._chunks, rate, self._threshold)
+        for hearing, pcm, (at, empty_at), windows in zip(
+            self._hearings, self._chunks, self._arrivals, loud, strict=True
+        ):
+            hearing.hear(pcm, rate, at, at - empty_at, windows)
+        self._chunks.clear()
+        self._hearings.clear()
+        self._arrivals.clear()

@@ -147,6 +147,11 @@ class Hearing:
         """The end of the last loud window at playout, 0.0 before the first."""
         return self._recent.last_loud_at if self._recent is not None else 0.0
 
+    @property
+    def last_began_at(self) -> float:
+        """The first audible sample of the latest stretch at playout, 0.0 before the first."""
+        return self._recent.audible_at if self._recent is not None else 0.0
+
     # ---- as audio comes
 
     def hear(self, pcm: bytes, rate: int, at: float, width_s: float, loud: tuple[int, int]) -> None:

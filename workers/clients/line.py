@@ -4,6 +4,7 @@ Knows nothing of audio or turns. Bytes are kept with their stamps as they come a
 """
 
 import os
+import re
 import ssl
 import time
 from collections.abc import Sequence
@@ -49,7 +50,9 @@ def call_target(host: str, path: str, insecure: bool, token: str | None) -> Call
         url = urlsplit(host)
         port = url.port or (443 if url.scheme == "wss" else 80)
     except ValueError as error:
-        raise BadTarget(f"--host {host}: {error}") from None
+        raise BadTarget(f"--host {re.sub('//.*@', '//', host)}: {error}") from None
+    if "@" in url.netloc:  # the address is written into the run
+        raise BadTarget(f"--host {url.scheme}://{url.hostname}: put the token into CICADA_TOKEN, not into the address")
     if url.scheme not in ("ws", "wss") or not url.hostname:
         raise BadTarget(f"--host {host}: voice agents are called at ws://HOST:PORT or wss://HOST:PORT")
     tls = None
@@ -204,14 +207,15 @@ def _shake_hands(pipe: "_Handshake", address: str, token: str | None) -> None:
         if status != 101:
             raise TurnFailed("refused", f"http_{status}", f"HTTP {status} instead of a WebSocket at {address}")
     except websocket.WebSocketBadStatusException as error:
-        body = " ".join((error.resp_body or b"").decode("utf-8", "replace").split())[:200]
-        hint = _STATUS_HINTS.get(error.status_code, "")
-        line_ = f"HTTP {error.status_code} instead of a WebSocket at {address}{hint}: {body or 'no text'}"
-        raise TurnFailed("refused", f"http_{error.status_code}", line_) from None
+        raise _refused(error.status_code, error.resp_body, address) from None
     except (websocket.WebSocketTimeoutException, TimeoutError):
+        if (refusal := pipe.refusal()) is not None:
+            raise _refused(*refusal, address) from None
         line_ = f"no WebSocket handshake with {address} in time (connect_timeout_s)"
         raise TurnFailed("timed_out", "connect_timeout", line_) from None
     except (websocket.WebSocketConnectionClosedException, ConnectionError) as error:
+        if (refusal := pipe.refusal()) is not None:
+            raise _refused(*refusal, address) from None
         line_ = f"the server closed the connection in the WebSocket handshake: {error}"
         raise TurnFailed("disconnected", "closed_before_answer", line_) from None
     except (websocket.WebSocketException, ValueError, OSError) as error:
@@ -222,6 +226,15 @@ def _shake_hands(pipe: "_Handshake", address: str, token: str | None) -> None:
             raise TurnFailed("refused", f"http_{told.status}", line_) from None
         line_ = f"what answers at {address} speaks no WebSocket: {' '.join(str(error).split())[:200]}"
         raise TurnFailed("protocol_error", "not_websocket", line_) from None
+
+
+def _refused(status: int | None, body: bytes | None, address: str) -> TurnFailed:
+    if status is None:  # an empty line is all that came
+        return TurnFailed("protocol_error", "not_websocket", f"what answers at {address} speaks no HTTP")
+    words = " ".join((body or b"").decode("utf-8", "replace").split())[:200]
+    hint = _STATUS_HINTS.get(status, "")
+    line_ = f"HTTP {status} instead of a WebSocket at {address}{hint}: {words or 'no text'}"
+    return TurnFailed("refused", f"http_{status}", line_)
 
 
 _STATUS_HINTS = {
@@ -239,6 +252,7 @@ class _Handshake:
         self._link, self._deadline = link, deadline
         self._arrived: list[tuple[bytes, Arrival]] = []
         self._line = bytearray()
+        self._all = bytearray()  # that was read
         self._read = 0
         self._changed = Event()
         self.over = False
@@ -273,10 +287,17 @@ class _Handshake:
             raise ValueError(f"an answer of more than {limit} bytes")
         piece = bytes(self._line[:size])
         self._read += len(piece)
+        self._all += piece
         del self._line[:size]
         if not self._line:
             self._arrived.pop(0)
         return piece
+
+    def refusal(self) -> tuple[int, bytes] | None:
+        """Status and what came of its page, where the head of a refusal is there."""
+        head, end, page = bytes(self._all).partition(b"\r\n\r\n")
+        found = re.match(rb"HTTP/\d\.\d (\d{3})\b", head)
+        return (int(found.group(1)), page) if end and found and found.group(1) != b"101" else None
 
     def rest(self) -> list[tuple[bytes, Arrival]]:
         """What came behind the handshake, with its arrivals."""

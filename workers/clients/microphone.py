@@ -15,6 +15,7 @@ from workers.clients.line import Line
 from workers.clients.link import Switchboard
 
 SLOT_S = 0.001
+HEARD_EVERY_S = 0.1
 _MOST_AT_ONCE = 50  # slots caught up in a row before sockets are read again
 _NEVER = float("inf")
 
@@ -80,14 +81,15 @@ class Microphone:
 
 
 class Booth:
-    """All microphones of a worker behind one ticker: a slot first sends what is due, then hears what came."""
+    """All microphones of a worker behind one beat: a slot first sends what is due, then hears what came."""
 
     def __init__(self, board: Switchboard, chunk_s: float, hear: Callable[[list[Any]], None]) -> None:
-        """hear: called in the hub, once a slot, with the calls for which something came."""
+        """hear: called in the hub with calls for which something came, each at most every HEARD_EVERY_S."""
         self.chunk_s = chunk_s
         self._board, self._hear = board, hear
         count = max(1, round(chunk_s / SLOT_S))
         self._slot_s = chunk_s / count
+        self._rounds = max(1, round(HEARD_EVERY_S / chunk_s))
         self._slots: list[list[Microphone]] = [[] for _ in range(count)]
         self._began_at = floor(time.monotonic())  # on a beat, and past: a slot is never waited for
         self._tick = 0
@@ -154,6 +156,10 @@ class Booth:
                 microphone.send(chunk)
             except OSError as error:
                 microphone.line.broke(error)
-        heard = [microphone.call for microphone in slot if microphone.line.inbox or microphone.line.gone is not None]
+        # A call's turn to be heard comes each tenth of a second: what it takes to hear it is then fetched once for
+        # several chunks, and the gate sees as many at a time.
+        turn = self._tick // len(self._slots) % self._rounds
+        calls = slot[turn :: self._rounds]
+        heard = [microphone.call for microphone in calls if microphone.line.inbox or microphone.line.gone is not None]
         if heard:
             self._hear(heard)

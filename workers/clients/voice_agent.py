@@ -7,7 +7,7 @@ and the server's own figures come as RTVI messages (rtvi.py). Checked against pi
 
 import struct
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -64,6 +64,47 @@ _INTERRUPTION: Final = (Interruption(),)
 _NO_AUDIO: Final = (Fault("empty_audio", "an audio message without a sample"),)
 
 
+class _Mould(NamedTuple):
+    """Where the audio lies in a message that is like the last one: same size, same length, rate and channels.
+
+    Only id and name may differ, which stand before it. Cutting it out takes a third of the time of parsing it, which
+    for a thousand sessions is an eighth of a core.
+    """
+
+    size: int
+    head: bytes  # tag and length of the audio frame
+    before: int
+    begin: int
+    end: int
+    length: bytes  # tag and length of its samples, from `before` to `begin`
+    tail: bytes  # rate and channels, from `end` on
+    rate: int
+
+
+_NO_MOULD: Final = _Mould(-1, b"", 0, 0, 0, b"", b"", 0)
+
+
+def _mould_of(message: bytes, samples: bytes, rate: int) -> _Mould:
+    """The mould of a message of one channel that holds `samples`; none where they are not where they usually are."""
+    tail = b"\x20" + _varint(rate) + b"\x28\x01"
+    length = b"\x1a" + _varint(len(samples))
+    end = len(message) - len(tail)
+    begin = end - len(samples)
+    before = begin - len(length)
+    if before < 2 or message[end:] != tail or message[before:begin] != length or message[begin:end] != samples:
+        return _NO_MOULD
+    return _Mould(len(message), message[:3], before, begin, end, length, tail, rate)
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
 class Pipecat:
     """One session's messages, both ways."""
 
@@ -78,6 +119,7 @@ class Pipecat:
         self.send_rate = send_rate or self.usual_rate
         self._client_ready = client_ready
         self._rate = -1  # of the last audio that was fit to be heard
+        self._mould = _NO_MOULD
         self._rtvi = Rtvi()
 
     def opening(self) -> list[Message]:
@@ -107,6 +149,15 @@ class Pipecat:
         """Events of one message. Never raises."""
         if opcode != BINARY:
             return (_text_message(payload),) if opcode == TEXT else ()
+        mould = self._mould
+        if (
+            len(payload) == mould.size
+            and payload.startswith(mould.head)
+            and payload.endswith(mould.tail)
+            and payload[mould.before : mould.begin] == mould.length
+            and payload[mould.begin] != _R
+        ):
+            return (_new(Audio, (payload[mould.begin : mould.end], mould.rate)),)
         try:
             message = _parse(payload)
         except DecodeError as error:
@@ -117,6 +168,7 @@ class Pipecat:
         # Nearly every message is this one; every other is seen to below. Bytes of audio are proof enough that it is
         # audio: a oneof holds one kind only. `tuple.__new__` makes an Audio in half the time its own does.
         if data and data[0] != _R and not len(data) & 1 and audio.sample_rate == self._rate and audio.num_channels == 1:
+            self._mould = _mould_of(payload, data, self._rate)
             return (_new(Audio, (data, self._rate)),)
         kind = message.WhichOneof("frame")
         if kind != "audio":
