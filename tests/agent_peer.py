@@ -182,6 +182,10 @@ class Ear:
     length: int = 0  # samples
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What it heard, without what it hears with."""
+        return {name: value for name, value in vars(self).items() if name not in ("socket", "_changed")}
+
     async def listen(self) -> None:
         """Receive until the line is gone."""
         try:
@@ -257,6 +261,9 @@ class Talk:
     ended: list[float] = field(default_factory=list)  # when the last chunk of each was written
     plays_until: float = 0.0  # when all that was sent has played, at prebuffer 0
     notes: dict[str, Any] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "socket"}
 
     async def send(self, pcm: Pcm, rate: int = 0, chunk_s: float = 0.02, lead: int = 1, note: bool = True) -> float:
         """Send audio in real time, the first `lead` + 1 chunks at once; the instant before the first write."""

@@ -263,6 +263,7 @@ def _frame(field: int, data: bytes) -> bytes:
 
 QUIET = np.zeros(320, np.int16)
 MP3_IN_WAV = b"RIFF" + struct.pack("<I", 40) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 85, 1, 16_000, 4000, 1, 0)
+RATE_AND_CHANNEL = b"\x20\x80\x7d\x28\x01"  # 16 kHz, one
 MB = 1 << 20
 
 
@@ -292,7 +293,7 @@ BEHAVIOURS: dict[str, Bad] = {
     "endless handshake": Bad(endless_head, "timed_out", "connect_timeout", "connect_timeout_s"),
     "huge handshake": Bad(huge_head, "protocol_error", "not_websocket", "16384"),
     **{
-        f"{code} {moment}": Bad(at(moment, code=code), "disconnected", f"ws_closed_{code}", f"closed with {code}: so it is")
+        f"{code} {moment}": Bad(at(moment, code=code), "disconnected", f"ws_closed_{code}", f"with {code}: so it is")
         for code in (1000, 1011, 1013)
         for moment in ("at connect", "mid-user-speech", "mid-answer", "between turns")
     },
@@ -309,7 +310,7 @@ BEHAVIOURS: dict[str, Bad] = {
     "odd sample rate": Bad(instead(message(audio(QUIET, 7))), "protocol_error", "odd_sample_rate", "of 7 samples"),
     "empty audio": Bad(instead(message(audio(QUIET[:0]))), "protocol_error", "empty_audio"),
     "odd bytes": Bad(
-        instead(message(_frame(2, _frame(3, b"\1\2\3") + b"\x20\x80\x7d\x28\x01"))), "protocol_error", "odd_bytes", "3 bytes"
+        instead(message(_frame(2, _frame(3, b"\1\2\3") + RATE_AND_CHANNEL))), "protocol_error", "odd_bytes", "3 bytes"
     ),
     "bad wav": Bad(instead(message(_frame(2, _frame(3, MP3_IN_WAV)))), "protocol_error", "bad_wav"),
     "reserved bits": Bad(instead(message(b"hello", 0xF2)), "protocol_error", "bad_websocket", "reserved bits"),
@@ -318,7 +319,9 @@ BEHAVIOURS: dict[str, Bad] = {
     "5 MB of silence": Bad(
         only(message(audio(np.zeros(5 * MB // 2, np.int16)))), "timed_out", "no_answer_in_time", "answer_timeout_s"
     ),
-    "40 MB": Bad(instead(struct.pack("!BBQ", 0x82, 127, 40 * MB)), "protocol_error", "bad_websocket", "above the limit"),
+    "40 MB": Bad(
+        instead(struct.pack("!BBQ", 0x82, 127, 40 * MB)), "protocol_error", "bad_websocket", "above the limit"
+    ),
     "many small messages": Bad(
         instead(*[message(audio(QUIET[:1]))] * 2000), "answered", None
     ),

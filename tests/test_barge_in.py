@@ -1,13 +1,17 @@
 """Interrupting agents, end to end: the shipped locustfile with `--barge-in-share 1` against scripted agents."""
 
 import asyncio
+import signal
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from tests.agent_peer import AgentPeer, Talk, agent_peer, by_user, user_number, voice, write_clips
-from tests.locust_process import ROOT, Locust, run_dirs, run_locust, turns
+from tests.locust_process import ROOT, locust, run_dirs, turns, until
+from tests.once import once
 
 NEAR_S = 0.03
 AFTER_S = 0.7
@@ -79,9 +83,10 @@ SCRIPTS = {
 }
 
 
-class Held:
-    def __init__(self, run: Locust, rows: pd.DataFrame, peer: AgentPeer) -> None:
-        self.run, self.rows, self.peer = run, rows, peer
+class Held(NamedTuple):
+    said: str
+    rows: pd.DataFrame
+    peer: AgentPeer
 
     def of(self, script: str) -> pd.DataFrame:
         rows = self.rows[(self.rows.script == script) & (self.rows.outcome != "cut")]
@@ -94,24 +99,30 @@ class Held:
 
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> Held:
-    folder = tmp_path_factory.mktemp("barge_in")
+    return once(tmp_path_factory, "barge_in", _hold)
+
+
+def _hold(folder: Path) -> Held:
     write_clips(folder / "audio_files", ask=ASK_S)
-    with agent_peer(by_user(*SCRIPTS.values())) as peer:
-        run = run_locust(
-            "-f", str(ROOT / "locustfiles" / "talk_voice_agent.py"), "--headless", "--users", "5", "--spawn-rate", "5",
-            "--run-time", "17s", "--barge-in-share", "1", "--barge-in-after-s", str(AFTER_S), "--yield-s", "1.2",
-            "--greeting-s", "0.3", "--answer-timeout-s", "4", "--answer-end-s", "0.6", "--think-s", "0.7",
-            "--keep-audio", "0", "--drain-s", "0", "--only-summary", "--host", peer.url, cwd=folder,
-        )  # fmt: skip
+    args = [
+        "-f", str(ROOT / "locustfiles" / "talk_voice_agent.py"), "--headless", "--users", "5", "--spawn-rate", "5",
+        "--barge-in-share", "1", "--barge-in-after-s", str(AFTER_S), "--yield-s", "1.2", "--greeting-s", "0.3",
+        "--answer-timeout-s", "4", "--answer-end-s", "0.6", "--think-s", "0.7", "--keep-audio", "0", "--drain-s", "0",
+        "--only-summary",
+    ]  # fmt: skip
+    with agent_peer(by_user(*SCRIPTS.values())) as peer, locust(*args, "--host", peer.url, cwd=folder) as run:
+        until(lambda: len(peer.talks) == 5 and all(len(talk.ear.heard) >= 5 for talk in peer.talks), 90, "calls enough")
+        run.signal_group(signal.SIGINT)
+        run.end()
     rows = turns(run_dirs(folder)[0])
     names = dict(enumerate(SCRIPTS, 1))
     rows["script"] = [names[user_number(f"-{stream}")] for stream in rows.stream_id]
-    return Held(run, rows, peer)
+    return Held(run.said, rows, peer)
 
 
 def test_nothing_went_wrong_with_the_test_itself(held: Held) -> None:
     assert held.peer.wrong == []
-    assert "Traceback" not in held.run.said, held.run.said
+    assert "Traceback" not in held.said, held.said
 
 
 @pytest.mark.parametrize("script", ["interrupts itself", "just stops", "does not yield"])
@@ -149,7 +160,7 @@ def test_an_agent_that_speaks_on_did_not_yield(held: Held) -> None:
     assert (over.yielded == False).all()  # noqa: E712
     assert over.time_to_silence_s.isna().all()
     # It speaks 4 s, of which 0.7 s came before the user's first word.
-    assert np.allclose(over.stale_s, 4.0 - AFTER_S, atol=0.1)
+    assert np.allclose(over.stale_s, 4.0 - AFTER_S, atol=0.3)
     assert set(over.outcome) == {"answered"}
     assert (over.floor_transfer_offset_s > 4.0 - AFTER_S - ASK_S).all(), "what goes on is no answer"
 
@@ -178,4 +189,8 @@ def test_the_turn_that_is_left_for_a_barge_in_is_answered(held: Held) -> None:
         left = rows[rows.turn % 2 == 0]
         assert set(left.outcome) == {"answered"}
         assert left.error_kind.isna().all()
-        assert left.floor_transfer_offset_s.between(0.2, 0.5).all()
+        talk = held.talk(script)
+        for row in left.itertuples():
+            offset_at = talk.ear.mouth_at(talk.ear.heard[row.turn].last)
+            began_at = talk.said[row.turn // 2 if script == "does not yield" else row.turn][0]
+            assert row.floor_transfer_offset_s == pytest.approx(began_at - offset_at, abs=NEAR_S)

@@ -1,24 +1,38 @@
 """Every command that README.md and docs/running.md show is run as it stands, with host, times and folders replaced."""
 
+import json
 import re
 import shlex
 import signal
+import ssl
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import trustme
 
-from tests.locust_process import ROOT, Locust, free_port, locust, until
+from tests.agent_peer import RATE, Talk, TwilioJson, agent_peer, voice, write_clips
+from tests.bad_agent import bad_agent
+from tests.locust_process import ROOT, Locust, free_port, locust, turns, until
 from tests.server_process import Server, running_server
 
 _BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+_PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
+_OF_LOG = re.compile(r"python -m analysis\.(?:report runs/latest --server-log|server_logs) (\S+\.(?:log|txt))")
+_PLAIN = re.compile(r"locust -f locustfiles/talk_voice_agent.py --host ws://\S+ --users \d+ --run-time \S+ --headless")
+_PAGES = ("README.md", "docs/running.md")
+_CALLERS = "talk_voice_agent.py"
 
 
 def documented() -> list[str]:
     """Command lines of the `sh` blocks, comments cut off."""
     found = []
-    for page in ("README.md", "docs/running.md"):
+    for page in _PAGES:
         for block in _BLOCK.findall((ROOT / page).read_text("utf-8")):
             lines = (line.partition("  #")[0].strip() for line in block.replace("\\\n", " ").splitlines())
             found += [line for line in lines if line and line not in found]
@@ -26,16 +40,33 @@ def documented() -> list[str]:
 
 
 COMMANDS = documented()
-LOAD = [line for line in COMMANDS if line.startswith("locust") and not {"--master", "--worker"} & set(line.split())]
-SERVERS = [line for line in COMMANDS if line.startswith("python -m gpu_server")]
+ROLES = [line for line in COMMANDS if {"--master", "--worker"} & set(line.split())]
+CALLS = [line for line in COMMANDS if line.startswith("locust") and _CALLERS in line]
+PLAIN = [line for line in CALLS if _PLAIN.fullmatch(line)]  # they differ in what is replaced only
+LOAD = [line for line in COMMANDS if line.startswith("locust") and line not in [*ROLES, *CALLS]]
+AGENTS = [line for line in COMMANDS if line.startswith("python -m gpu_server") and "--agent-log" in line]
+SERVERS = [line for line in COMMANDS if line.startswith("python -m gpu_server") and line not in AGENTS]
+# Each of these is run by a test of its own below.
+REPORT, OPTIONS = "python -m analysis.report runs/latest", "python -m workers options"
+REPORT_TRACE = f"{REPORT} --server-log server_trace.jsonl"
+EXPORT = f"{REPORT} --export voice_agent --output results"
+CHECK, FIX = "python -m workers clips check my_queries", "python -m workers clips fix my_queries"
+RECOVER = "python -m workers recover spool/20261120-101500-speech runs/20261120-101500-speech"
+OTHERS = [REPORT, OPTIONS, REPORT_TRACE, EXPORT, CHECK, FIX, RECOVER]
+LOGS = [line for line in COMMANDS if _OF_LOG.fullmatch(line)]
+MAKE = {"make demo", "make test"}  # the one below, without its virtual environment; the other is what runs this
 
 
 def test_there_is_nothing_else() -> None:
     """A new kind of command needs a test here before it is documented."""
-    known = ("locust", "python -m gpu_server", "python -m analysis.report", "python -m workers", "make ", "git ", "cd ")
-    assert [line for line in COMMANDS if not line.startswith(known)] == []
+    known = {*ROLES, *CALLS, *LOAD, *AGENTS, *SERVERS, *LOGS, *OTHERS, *MAKE}
+    assert [line for line in COMMANDS if line not in known] == []
+    assert [line for line in OTHERS if line not in COMMANDS] == []
     assert len(LOAD) >= 6
+    assert len(CALLS) >= 8
     assert len(SERVERS) >= 2
+    assert len(AGENTS) == 1
+    assert {line.split()[2] for line in LOGS} == {"analysis.report", "analysis.server_logs"}
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +97,13 @@ def test_load(tmp_path: Path, server: Server, line: str) -> None:
     with locust(*words, *extra, *ports, *_folders(tmp_path), "--only-summary", cwd=ROOT) as run:
         assert run.end() == 0, run.said
     assert "nothing lost" in run.said
-    reports = [line for line in COMMANDS if line == "python -m analysis.report runs/latest"]
-    assert reports
-    with locust(str(tmp_path / "runs" / "latest"), cwd=ROOT, module="analysis.report") as report:
-        assert report.end() == 0, report.said
-    assert "Reasons to distrust" in report.said or "No reason to distrust" in report.said
+    said = _said(REPORT, tmp_path)
+    assert "Reasons to distrust" in said or "No reason to distrust" in said
 
 
 def test_master_and_worker(tmp_path: Path, server: Server) -> None:
-    [master_line] = [line for line in COMMANDS if "--master " in line]
-    [worker_line] = [line for line in COMMANDS if "--worker" in line]
+    [master_line] = [line for line in ROLES if "--master " in line]
+    [worker_line] = [line for line in ROLES if "--worker" in line]
     port = str(free_port())
     worker = [*_words(worker_line, server), "--master-port", port]
     started = [Locust(worker, ROOT) for _ in range(2)]
@@ -103,28 +131,172 @@ def test_servers_and_their_trace(tmp_path: Path, line: str) -> None:
         with locust(*args, *_folders(tmp_path), cwd=ROOT) as run:
             assert run.end() == 0, run.said
     if "--trace" in words:
-        assert "python -m analysis.report runs/latest --server-log server_trace.jsonl" in COMMANDS
-        args = [str(tmp_path / "runs" / "latest"), "--server-log", str(tmp_path / "server_trace.jsonl")]
-        with locust(*args, cwd=ROOT, module="analysis.report") as report:
-            assert report.end() == 0, report.said
-        assert "server: TTFB" in report.said
+        assert "server: TTFB" in _said(REPORT_TRACE, tmp_path)
+
+
+# ---- calls
+
+
+async def _is_talkative(talk: Talk) -> None:
+    for number in range(100):
+        await talk.ear.user_spoke(number)
+        await talk.send(voice(0.5, talk.wire.rate))
+
+
+def _tls() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+# The Python of the documentation in which calls are made.
+OWN = {block for page in _PAGES for block in _PYTHON.findall((ROOT / page).read_text("utf-8")) if "CallUser" in block}
+
+# Instead of the documented times and numbers. Locust's clock for --run-time begins while it still reads its libraries.
+_QUICK = {"--users": "1", "--run-time": "9s", "--clients": "2", "--test-duration": "8", "--barge-in-share": "1",
+          "--barge-in-after-s": "0.4", "--keep-audio": "1"}  # fmt: skip
+
+
+def _call_words(line: str, urls: Mapping[str, str], queries: Path) -> list[str]:
+    words = shlex.split(line)[1:]
+    for flag, value in _QUICK.items():
+        if flag in words:
+            words[words.index(flag) + 1] = value
+    if "http://" in line:
+        words[words.index("--users") + 1] = "2"  # one of each kind
+    for flag in ("--host", "--agent-host"):
+        if flag in words:
+            at = words.index(flag) + 1
+            words[at] = urls["twilio" if "twilio" in words else words[at].partition(":")[0]]
+    if "--audio-dir" in words:
+        at = words.index("--audio-dir") + 1
+        words[at] = str(queries / words[at])
+    else:
+        words += ["--audio-dir", str(queries / "audio_files")]
+    if "--host" not in words:
+        words += ["--port", urls["ws"].rpartition(":")[2]]
+    if "--clients" in words:
+        words += ["--client-start-delay", "0.5"]
+    return words
+
+
+def _make_queries(folder: Path) -> None:
+    """Good ones, and as documented a folder with two that a run would refuse and that can be mended."""
+    write_clips(folder / "audio_files", ask=0.6, order=0.7, query_1=0.8)
+    own = folder / "my_queries"
+    write_clips(own, good=0.6)
+    soundfile.write(own / "telephone.wav", voice(0.6, 8_000), 8_000, subtype="PCM_16")
+    soundfile.write(own / "order.flac", np.stack([voice(0.6), voice(0.6)], axis=1), RATE, subtype="PCM_16")
+    for line, status, told in ((CHECK, 1, "2 of 3 would be refused"), (FIX, 0, "3 of 3 are in my_queries/fixed")):
+        assert told in _said(line, folder, status)
+
+
+def test_calls(tmp_path: Path) -> None:
+    """All documented calls, beside each other: how well they measure is tested elsewhere.
+
+    One test, since they share their servers and their time.
+    """
+    _make_queries(tmp_path)
+    ways: dict[str, list[str]] = {}
+    with ExitStack() as stack:
+        tones = ("--engine", "tone", "--tone-seconds", "1.2", "--agent-log", "/dev/null")
+        server = stack.enter_context(running_server(*tones))
+        urls = {
+            "http": stack.enter_context(running_server("--engine", "tone")).url,
+            "ws": server.url.replace("http:", "ws:"),
+            "wss": stack.enter_context(bad_agent(_tls())).url,  # its first caller meets a good one
+            "twilio": stack.enter_context(agent_peer(_is_talkative, wire=TwilioJson)).url,
+        }
+        logged = tmp_path / "0"
+        logged.mkdir()
+        agent = stack.enter_context(running_server(*_agent_words(AGENTS[0], logged)))
+        ways[PLAIN[0]] = _call_words(PLAIN[0], urls | {"ws": agent.url.replace("http:", "ws:")}, tmp_path)
+        for number, source in enumerate(OWN):
+            own = tmp_path / f"own_callers_{number}.py"
+            own.write_text(source)
+            words = _call_words(f"locust -f {own} --users 1 --headless --host ws://HOST", urls, tmp_path)
+            ways[source] = [*words, "--run-time", "14s"]  # two turns and a barge-in
+        for line in CALLS:
+            if line not in PLAIN:
+                ways[line] = _call_words(line, urls, tmp_path)
+        started: list[Locust] = []
+        for number, words in enumerate(ways.values()):
+            folder = tmp_path / str(number)
+            quick = ["--greeting-s", "0.5", "--answer-end-s", "0.5", "--only-summary", *_folders(folder)]
+            if "--output-dir" in words:
+                words[words.index("--output-dir") + 1] = str(folder / "results")
+            started.append(stack.enter_context(locust(*words, *quick, cwd=ROOT)))
+            if number:  # two at a time: those that come up beside many need long
+                started[number - 1].wait_for("All users spawned", 60)
+        for number, (line, run) in enumerate(zip(ways, started, strict=True)):
+            assert run.end(90) == 0, f"{line}\n{run.said}"
+            _check_call(line, run, tmp_path / str(number))
+    _check_logs(logged)
+
+
+def _agent_words(line: str, folder: Path) -> list[str]:
+    words = shlex.split(line)[3:]
+    del words[words.index("--port") : words.index("--port") + 2]
+    words[words.index("--agent-log") + 1] = str(folder / "bot.log")
+    return words if find_spec("espeakng_loader") else [*words, "--engine", "tone"]
+
+
+def _check_call(line: str, run: Locust, folder: Path) -> None:
+    assert "Traceback" not in run.said, run.said
+    assert "nothing lost" in run.said, run.said
+    rows = turns(folder / "runs" / "latest")
+    rows = rows[(rows.protocol == "voice_agent") & (rows.outcome != "cut")]
+    assert len(rows), f"{line}\n{run.said}"
+    assert set(rows.outcome) <= {"answered", "early"}, line
+    if "--barge-in-share" in line or "call.interrupt" in line:
+        assert rows.barge_in.any(), f"{line}\n{run.said}"
+    if "--keep-audio" in line:
+        assert list((folder / "runs" / "latest" / "clips").glob("*.flac")), run.said
+    if "--audio-dir" in line:
+        assert set(rows.text_name) <= {"good.wav", "telephone.wav", "order.wav"}
+    if "--output-dir" in line:
+        summary = json.loads((folder / "results" / "summary.json").read_text())
+        assert summary["config"]["num_clients"] == 2
+        assert "Voice agent benchmark" in run.said
+
+
+def _check_logs(folder: Path) -> None:
+    """Everything documented that is made of a run and its agent's bot.log."""
+    told: dict[str, str] = {}  # some differ in the log's name only
+    for command in LOGS:
+        told.setdefault(command.removesuffix(name := command.split()[-1]), command)
+        if name != "bot.log":
+            (folder / name).write_bytes((folder / "bot.log").read_bytes())
+    for command in told.values():
+        said = _said(command, folder)
+        assert "Components" in said
+        if "--server-log" in command:
+            assert "1 calls opened with a greeting" in said
+            assert "Waterfall" in said
+    assert "Voice agent benchmark" in _said(EXPORT, folder)
+    assert (folder / "results" / "summary.json").is_file()
+
+
+def _said(line: str, folder: Path, status: int = 0) -> str:
+    """Run a documented `python -m MODULE …` in a folder in which its files are, and return what it says."""
+    _, _, module, *words = shlex.split(line)
+    with locust(*words, cwd=folder, module=module) as started:
+        assert started.end() == status, started.said
+    return started.said
 
 
 def test_options_are_listed() -> None:
     """Every key of a scenario, with its default, since `locust --help` cannot show them."""
     from workers.settings import Scenario
 
-    assert "python -m workers options" in COMMANDS
-    with locust("options", cwd=ROOT, module="workers") as options:
-        assert options.end() == 0, options.said
+    said = _said(OPTIONS, ROOT)
     for key in Scenario.model_fields:
-        assert f"--{key.replace('_', '-')} " in options.said
-    assert "default: 60.0" in options.said
+        assert f"--{key.replace('_', '-')} " in said
+    assert "default: 60.0" in said
 
 
 def test_recover_as_documented(tmp_path: Path, server: Server) -> None:
     """A folder of spools and a run directory, in that order."""
-    assert any(line.startswith("python -m workers recover spool/") for line in COMMANDS)
     args = ["--headless", "--users", "2", "--run-time", "2s", "--host", server.url, "--only-summary"]
     with locust(*args, *_folders(tmp_path), cwd=ROOT) as run:
         assert run.end() == 0, run.said

@@ -516,7 +516,7 @@ def test_a_close_message_counts_though_the_connection_ended_first() -> None:
 
 def test_what_comes_after_a_close_is_ignored() -> None:
     late = [from_server(BINARY, b"too late"), b"\xff" * 50, closing(1011)]
-    with called(upgraded(writing(closing(1000), *late))) as line:
+    with called(upgraded(writing(closing(1000) + b"".join(late)))) as line:
         found = heard(line, lambda _: False)
         assert found == [(CLOSE, b"\x03\xe8")]
         assert line.gone is not None

@@ -89,6 +89,22 @@ def test_waits_below_a_millisecond_are_no_underrun(wait_s: float, underruns: int
     assert_stalls(found, underruns, wait_s, wait_s)
 
 
+@pytest.mark.parametrize(("shortest_s", "underruns"), [(0.001, 3), (0.02, 2), (0.05, 1), (0.1, 0)])
+def test_what_is_too_short_for_an_underrun_counts_as_time(shortest_s: float, underruns: int) -> None:
+    """Waits of 10, 30 and 60 ms: S3's glitch is one of 20 ms or more."""
+    lateness_s = (0.0, 0.01, 0.04, 0.1, 0.1)
+    arrivals = [(10.0 + k * 0.1 + late_s, 0.1) for k, late_s in enumerate(lateness_s)]
+    assert_stalls(stalls(late(arrivals), (0.0,), shortest_s)[0], underruns, 0.1, 0.06)
+
+
+def test_the_shortest_underrun_is_measured_beyond_the_prebuffer() -> None:
+    """A wait of 30 ms is one of 10 ms with 20 ms ahead."""
+    arrivals = [(1.0, 0.1), (1.13, 0.1)]
+    found = stalls(late(arrivals), (0.0, 0.02), 0.02)
+    assert_stalls(found[0], 1, 0.03, 0.03)
+    assert_stalls(found[1], 0, 0.01, 0.01)
+
+
 def test_one_chunk_and_none() -> None:
     assert stalls(late([(1.0, 5.0)]), PREBUFFERS_S) == [NO_STALLS] * 5
     assert minimal_prebuffer_s(np.empty(0)) == 0.0

@@ -10,8 +10,18 @@ from pydantic import ValidationError
 
 from workers import settings
 from workers.audio.containers import FORMATS
+from workers.clients.codecs import CODECS
 from workers.clients.http_speech import DIALECTS
-from workers.settings import Scenario, ScenarioError, add_arguments, build, read_file, resolve, resolve_texts
+from workers.settings import (
+    Scenario,
+    ScenarioError,
+    add_arguments,
+    as_clients,
+    build,
+    read_file,
+    resolve,
+    resolve_texts,
+)
 
 
 def parsed(*words: str) -> argparse.Namespace:
@@ -26,13 +36,13 @@ def refused(keys: dict[str, Any]) -> str:
         build(keys)
     line = str(caught.value)
     assert "\n" not in line
-    assert len(line) < 400
+    assert len(line) < 800  # with the names of all keys
     return line
 
 
 def test_the_defaults_are_s2s_pace_and_body() -> None:
     scenario = build({})
-    assert scenario.dialect == "synthesize"
+    assert scenario.dialect_of("http_tts") == "synthesize"
     assert scenario.voices == ["default"]
     assert scenario.think_s == (1.0, 3.0)
     assert scenario.arrivals == "closed"
@@ -117,6 +127,26 @@ def test_the_token_is_no_key() -> None:
         ({"stream": "maybe"}, ["stream", "'maybe'"]),
         ({"insecure": 3}, ["insecure"]),
         ({"texts": "nowhere.txt"}, ["texts", "nowhere.txt", "No such file"]),
+        ({"dialect": "pipcat"}, ["dialect", "'pipcat'", "did you mean 'pipecat'?"]),
+        ({"port": 0}, ["port", "0"]),
+        ({"port": 65_536}, ["port", "65536"]),
+        ({"chunk_ms": 4}, ["chunk_ms", "5"]),
+        ({"chunk_ms": 201}, ["chunk_ms", "200"]),
+        ({"send_rate": 4_000}, ["send_rate", "8000"]),
+        ({"turns_per_call": -1}, ["turns_per_call"]),
+        ({"greeting_s": -1}, ["greeting_s"]),
+        ({"greeting_s": float("inf")}, ["greeting_s"]),
+        ({"answer_timeout_s": 0}, ["answer_timeout_s"]),
+        ({"answer_end_s": float("nan")}, ["answer_end_s"]),
+        ({"longest_answer_s": 0}, ["longest_answer_s"]),
+        ({"barge_in_share": 1.1}, ["barge_in_share", "1"]),
+        ({"barge_in_share": float("nan")}, ["barge_in_share"]),
+        ({"keep_audio": -0.1}, ["keep_audio"]),
+        ({"clients": 0}, ["clients", "1"]),
+        ({"clients": 2.5}, ["clients"]),
+        ({"test_duration": 0}, ["test_duration"]),
+        ({"client_start_delay": -1}, ["client_start_delay"]),
+        ({"threshold": -0.5}, ["threshold"]),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -207,6 +237,26 @@ TWINS: dict[str, tuple[list[str], object]] = {
     "longest_s_per_char": (["0.9"], 0.9),
     "shortest_s_per_char": (["0"], 0.0),
     "keep_chunks": (["1"], 1.0),
+    "agent_host": (["ws://h:1"], "ws://h:1"),
+    "client_ready": (["yes"], True),
+    "port": (["9000"], 9000),
+    "audio_dir": (["/tmp/a"], "/tmp/a"),
+    "chunk_ms": (["32"], 32),
+    "send_rate": (["24000"], 24000),
+    "turns_per_call": (["4"], 4),
+    "greeting_s": (["0"], 0.0),
+    "answer_timeout_s": (["7"], 7.0),
+    "answer_end_s": (["0.6"], 0.6),
+    "longest_answer_s": (["30"], 30.0),
+    "barge_in_share": (["0.25"], 0.25),
+    "barge_in_after_s": (["0.5"], 0.5),
+    "yield_s": (["1.5"], 1.5),
+    "keep_audio": (["0"], 0.0),
+    "clients": (["3"], 3),
+    "test_duration": (["60"], 60.0),
+    "client_start_delay": (["0"], 0.0),
+    "threshold": (["0"], 0.0),
+    "output_dir": (["/tmp/o"], "/tmp/o"),
     "runs_dir": (["/tmp/r"], "/tmp/r"),
     "spool_dir": (["/tmp/s"], "/tmp/s"),
 }
@@ -233,7 +283,12 @@ def test_the_command_line_goes_before_the_file(key: str, tmp_path: Path) -> None
         "format": "pcm", "sample_rate": 8000, "speed": 0.5, "model": "filed", "stream": True, "think_s": [7, 8],
         "seed": 5, "warm_up_s": 50, "timeout_s": 50, "connect_timeout_s": 50, "drain_s": 50, "insecure": False,
         "audible_dbfs": -20, "longest_s_per_char": 0.5, "shortest_s_per_char": 0.001, "keep_chunks": 0.5,
-        "runs_dir": "filed", "spool_dir": "filed", "arrivals": "constant", "rate": 50,
+        "runs_dir": "filed", "spool_dir": "filed", "arrivals": "constant", "rate": 50, "port": 5000,
+        "agent_host": "ws://filed:1", "client_ready": False,
+        "audio_dir": "filed", "chunk_ms": 40, "send_rate": 8000, "turns_per_call": 9, "greeting_s": 5,
+        "answer_timeout_s": 50, "answer_end_s": 5, "longest_answer_s": 50, "barge_in_share": 0.5,
+        "barge_in_after_s": 5, "yield_s": 5, "keep_audio": 0.5, "clients": 2, "test_duration": 50,
+        "client_start_delay": 0.5, "threshold": 5, "output_dir": "filed",
     }  # fmt: skip
     assert set(other) == set(Scenario.model_fields)
     path = tmp_path / "scenario.yaml"
@@ -266,6 +321,104 @@ def test_what_was_resolved_can_be_sent_and_read_again() -> None:
 def test_a_scenario_does_not_change() -> None:
     with pytest.raises(ValidationError):
         build({}).seed = 2  # type: ignore[misc]
+
+
+# --------------------------------------------------------------------------------------------------- voice agents
+
+
+@pytest.mark.parametrize(
+    ("given", "http", "calls"),
+    [(None, "synthesize", "pipecat"), ("openai", "openai", "pipecat"), ("twilio", "synthesize", "twilio")],
+)
+def test_a_dialect_is_of_one_protocol_and_the_other_keeps_its_usual_one(
+    given: str | None, http: str, calls: str
+) -> None:
+    scenario = build({} if given is None else {"dialect": given})
+    assert (scenario.dialect_of("http_tts"), scenario.dialect_of("voice_agent")) == (http, calls)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "protocols", "right"),
+    [
+        ("openai", ["http_tts"], True),
+        ("pipecat", ["voice_agent"], True),
+        ("twilio", ["http_tts", "voice_agent"], True),
+        ("openai", ["http_tts", "voice_agent"], True),
+        ("openai", ["voice_agent"], False),
+        ("twilio", ["http_tts"], False),
+    ],
+)
+def test_a_dialect_that_no_user_of_the_run_speaks_is_refused(dialect: str, protocols: Any, right: bool) -> None:
+    options = parsed("--dialect", dialect)
+    if right:
+        assert resolve(options, protocols).dialect == dialect
+        return
+    with pytest.raises(ScenarioError) as caught:
+        resolve(options, protocols)
+    for word in ("dialect", repr(dialect), *protocols):
+        assert word in str(caught.value)
+
+
+def test_every_dialect_of_voice_agents_can_be_asked_for() -> None:
+    for name in CODECS:
+        assert build({"dialect": name}).dialect_of("voice_agent") == name
+
+
+def test_a_run_of_calls_has_a_name_of_its_own() -> None:
+    assert resolve(parsed(), ["voice_agent"]).name == "voice_agent"
+    assert resolve(parsed(), ["http_tts", "voice_agent"]).name == resolve(parsed()).name == "speech"
+    assert resolve(parsed("--name", "night"), ["voice_agent"]).name == "night"
+
+
+def test_nvidias_defaults() -> None:
+    scenario = build({})
+    assert (scenario.port, scenario.client_start_delay, scenario.threshold) == (8100, 1.0, 0.5)
+    assert scenario.clients is None
+    assert scenario.test_duration is None
+
+
+@pytest.mark.parametrize(
+    ("words", "clients", "warm_up_s", "locusts"),  # users, spawn rate, run time
+    [
+        # The window opens when the last client has started, a second after the one before it.
+        (["--clients", "5", "--test-duration", "150"], 5, 4.0, (5, 1.0, 154.0)),
+        (["--clients", "1", "--test-duration", "150"], 1, 0.0, (1, 1.0, 150.0)),
+        (["--clients", "5", "--test-duration", "10", "--client-start-delay", "0.5"], 5, 2.0, (5, 2.0, 12.0)),
+        (["--clients", "5", "--test-duration", "10", "--client-start-delay", "0"], 5, 0.0, (5, 5.0, 10.0)),
+        # A longer warm-up stays; a shorter one would count clients that are still starting.
+        (["--clients", "5", "--test-duration", "10", "--warm-up-s", "30"], 5, 30.0, (5, 1.0, 40.0)),
+        (["--clients", "5", "--test-duration", "10", "--warm-up-s", "2"], 5, 4.0, (5, 1.0, 14.0)),
+        # Without a duration Locust's own --run-time says when it ends.
+        (["--clients", "4"], 4, 3.0, (4, 1.0, "60")),
+        # Without --clients the number of users is theirs.
+        (["--test-duration", "10"], 7, 6.0, (7, 1.0, 16.0)),
+    ],
+)
+def test_what_clients_and_test_duration_mean_to_locust(
+    words: list[str], clients: int, warm_up_s: float, locusts: tuple[object, ...]
+) -> None:
+    options = parsed(*words)
+    options.num_users, options.spawn_rate, options.run_time = 7, 99, "60"
+    scenario = resolve(options, ["voice_agent"])
+    assert (scenario.clients, scenario.warm_up_s) == (clients, warm_up_s)
+    as_clients(options, scenario)
+    assert (options.num_users, options.spawn_rate, options.run_time) == locusts
+
+
+def test_test_duration_alone_is_for_one_client() -> None:
+    options = parsed("--test-duration", "10")
+    options.num_users = None
+    scenario = resolve(options, ["voice_agent"])
+    assert (scenario.clients, scenario.warm_up_s) == (1, 0.0)
+
+
+def test_without_them_locusts_options_are_left_alone() -> None:
+    options = parsed("--warm-up-s", "3")
+    options.num_users, options.spawn_rate, options.run_time = 7, 2, "60"
+    scenario = resolve(options, ["voice_agent"])
+    as_clients(options, scenario)
+    assert (scenario.clients, scenario.warm_up_s) == (None, 3.0)
+    assert (options.num_users, options.spawn_rate, options.run_time) == (7, 2, "60")
 
 
 # --------------------------------------------------------------------------------------------------- files

@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import soundfile
 
 from tests.agent_peer import RATE, AgentPeer, Talk, TwilioJson, agent_peer, voice, write_clips
 from tests.locust_process import ROOT, Locust, free_port, locust, run_dirs, run_locust, turns, until
+from tests.once import once
 from tests.test_nothing_lost import _get, _post
 
 TALK = str(ROOT / "locustfiles" / "talk_voice_agent.py")
@@ -43,10 +45,20 @@ def _ports(*more: str) -> list[str]:
 # ---- NVIDIA's command line, on two workers, with audio kept
 
 
+class Benchmark(NamedTuple):
+    status: int
+    said: str
+    folder: Path
+    peer: AgentPeer
+
+
 @pytest.fixture(scope="module")
-def benchmark(tmp_path_factory: pytest.TempPathFactory) -> tuple[Locust, Path, AgentPeer]:
+def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
+    return once(tmp_path_factory, "benchmark", _benchmark)
+
+
+def _benchmark(folder: Path) -> Benchmark:
     """`--clients 3 --test-duration 5 --client-start-delay 0.5 --host HOST --port P`, http:// as Locust's own host."""
-    folder = tmp_path_factory.mktemp("benchmark")
     write_clips(folder / "audio_files", ask=0.6, order=0.9)
     config = (ROOT / "pyproject.toml").read_text().partition("[tool.locust]")[2].partition("\n[")[0]
     assert "http://" in config
@@ -57,15 +69,13 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> tuple[Locust, Path, A
             "--port", str(peer.port), "--output-dir", "results", "--keep-audio", "1", "--only-summary",
             "--processes", "2", *_ports(), *QUICK, cwd=folder,
         )  # fmt: skip
-    return run, folder, peer
+    return Benchmark(run.process.returncode, run.said, folder, peer)
 
 
-def test_http_is_not_inherited_and_the_default_host_is_this_machine(
-    benchmark: tuple[Locust, Path, AgentPeer],
-) -> None:
-    run, folder, peer = benchmark
-    assert run.process.returncode == 0, run.said
-    assert "Traceback" not in run.said
+def test_http_is_not_inherited_and_the_default_host_is_this_machine(benchmark: Benchmark) -> None:
+    status, said, folder, peer = benchmark
+    assert status == 0, said
+    assert "Traceback" not in said
     assert len(peer.talks) == 3
     assert peer.wrong == []
     assert {len(talk.path.split("/")) for talk in peer.talks} == {3}, "/ws/{stream_id}"
@@ -73,22 +83,23 @@ def test_http_is_not_inherited_and_the_default_host_is_this_machine(
     assert f"ws://0.0.0.0:{peer.port}" in json.dumps(facts)
 
 
-def test_the_window_opens_when_the_last_client_has_started(benchmark: tuple[Locust, Path, AgentPeer]) -> None:
-    _, folder, _ = benchmark
+def test_the_window_opens_when_the_last_client_has_started(benchmark: Benchmark) -> None:
+    folder = benchmark.folder
     run_dir = run_dirs(folder)[0]
     rows, sessions = turns(run_dir), pd.read_parquet(run_dir / "sessions")
     starts = np.sort(sessions.started_at.to_numpy())
     assert len(starts) == 3
-    assert starts[-1] - starts[0] == pytest.approx(1.0, abs=0.4), "Locust itself starts two at a time at 2 a second"
-    measured = rows[rows.phase == "measured"]
-    assert (rows[rows.phase == "warm_up"].intended_at <= starts[-1] + 0.3).all()
-    assert measured.intended_at.min() > starts[-1] - 0.3
+    assert json.loads((run_dir / "run.json").read_text())["scenario"]["warm_up_s"] == 1.0, "two delays of half a second"
+    early, measured = rows[rows.phase == "warm_up"], rows[rows.phase == "measured"]
     assert set(measured.session) == set(sessions.session)
-    assert rows.ended_at.max() - starts[-1] == pytest.approx(5.0, abs=1.3)
+    assert early.empty or early.intended_at.max() < measured.intended_at.min()
+    assert measured.intended_at.min() > starts[0] + 0.5
+    assert measured.intended_at.max() - measured.intended_at.min() > 2
+    assert rows.ended_at.max() - starts[0] == pytest.approx(6.0, abs=2.0), "a second of starting, five measured"
 
 
-def test_all_workers_rows_are_there(benchmark: tuple[Locust, Path, AgentPeer]) -> None:
-    _, folder, peer = benchmark
+def test_all_workers_rows_are_there(benchmark: Benchmark) -> None:
+    folder, peer = benchmark.folder, benchmark.peer
     rows = turns(run_dirs(folder)[0])
     assert rows.worker.nunique() == 2
     assert set(rows.stream_id) == set(peer.by_stream())
@@ -96,9 +107,9 @@ def test_all_workers_rows_are_there(benchmark: tuple[Locust, Path, AgentPeer]) -
         assert len(rows[rows.stream_id == stream]) in (len(talk.ear.heard), len(talk.ear.heard) + 1)
 
 
-def test_what_was_kept_is_what_was_heard(benchmark: tuple[Locust, Path, AgentPeer]) -> None:
+def test_what_was_kept_is_what_was_heard(benchmark: Benchmark) -> None:
     """FLAC, user left, agent right, on the playout timeline from the user's first sample on."""
-    _, folder, _ = benchmark
+    folder = benchmark.folder
     run_dir = run_dirs(folder)[0]
     rows = turns(run_dir).set_index("request_id")
     kept = sorted((run_dir / "clips").glob("*.flac"))
@@ -123,8 +134,8 @@ def test_what_was_kept_is_what_was_heard(benchmark: tuple[Locust, Path, AgentPee
         )
 
 
-def test_results_are_written_as_nvidias(benchmark: tuple[Locust, Path, AgentPeer]) -> None:
-    _, folder, peer = benchmark
+def test_results_are_written_as_nvidias(benchmark: Benchmark) -> None:
+    folder, peer = benchmark.folder, benchmark.peer
     found = [json.loads(path.read_text()) for path in (folder / "results").rglob("*.json")]
     clients = {one["stream_id"]: one for one in found if "stream_id" in one}
     assert set(clients) == set(peer.by_stream())
@@ -182,9 +193,11 @@ async def _sells(talk: Talk) -> None:
 def test_an_own_locustfile(tmp_path: Path) -> None:
     (tmp_path / "own_callers.py").write_text(OWN)
     write_clips(tmp_path / "audio_files", ask=0.6, order=0.9)
-    with agent_peer(_sells) as peer:
-        run = run_locust("-f", "own_callers.py", "--headless", "--users", "1", "--run-time", "16s", *QUICK,
-                         "--host", peer.url, cwd=tmp_path)  # fmt: skip
+    args = ["-f", "own_callers.py", "--headless", "--users", "1", *QUICK]
+    with agent_peer(_sells) as peer, locust(*args, "--host", peer.url, cwd=tmp_path) as run:
+        until(lambda: len(peer.talks) >= 3, 90, "a third call")
+        run.signal_group(signal.SIGINT)
+        run.end()
     assert "Traceback" not in run.said, run.said
     assert peer.wrong == []
     assert run.process.returncode == 1, "a rejected turn is a failure"
@@ -349,9 +362,11 @@ def test_twilio(tmp_path: Path) -> None:
         talk.notes["kind"] = start["customParameters"]["stream_id"]
         await {"phones": _phones, "clears": _clears}[talk.notes["kind"]](talk)
 
-    with agent_peer(script, wire=TwilioJson) as peer:
-        run = run_locust("-f", "phones.py", "--headless", "--users", "2", "--spawn-rate", "2", "--run-time", "10s",
-                         "--dialect", "twilio", *QUICK, "--host", peer.url, cwd=tmp_path)  # fmt: skip
+    args = ["-f", "phones.py", "--headless", "--users", "2", "--spawn-rate", "2", "--dialect", "twilio", *QUICK]
+    with agent_peer(script, wire=TwilioJson) as peer, locust(*args, "--host", peer.url, cwd=tmp_path) as run:
+        until(lambda: len(peer.talks) == 2 and all(len(talk.ear.heard) >= 5 for talk in peer.talks), 90, "calls enough")
+        run.signal_group(signal.SIGINT)
+        run.end()
     assert run.process.returncode == 0, run.said
     assert peer.wrong == []
     talks = {talk.notes["kind"]: talk for talk in peer.talks}
@@ -369,7 +384,8 @@ def test_twilio(tmp_path: Path) -> None:
     for row in phones.itertuples():
         truth_s = talk.said[row.turn][0] - talk.ear.mouth_at(talk.ear.heard[row.turn].last)
         assert row.floor_transfer_offset_s == pytest.approx(truth_s, abs=NEAR_S)
-        assert row.agent_speech_s == pytest.approx(0.6, abs=NEAR_S)
+        wrote_s = talk.ended[row.turn] - talk.said[row.turn][0] + 0.04
+        assert 0.6 - NEAR_S < row.agent_speech_s < max(0.6, wrote_s) + NEAR_S
         heard = talk.ear.heard[row.turn]
         assert (heard.last - heard.first) / 8_000 == pytest.approx(len(clips["ask"]) / RATE, abs=0.005)
     marks = [event["mark"]["name"] for event in talk.wire.events if event["event"] == "mark"]

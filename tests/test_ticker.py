@@ -10,7 +10,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from workers.clients.ticker import Call, Ticker
+from workers.clients.ticker import Beat, Call, Ticker
 
 WITHIN_S = 10.0
 
@@ -205,4 +205,96 @@ def test_a_closed_ticker_gives_its_descriptor_back() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         Ticker().close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ------------------------------------------------------------------------------------ beats
+
+
+def test_a_beat_comes_at_multiples_of_its_period() -> None:
+    at: list[float] = []
+    done = Event()
+
+    def action() -> None:
+        at.append(time.monotonic())
+        if len(at) == 100:
+            done.set()
+
+    beat = Beat(0.002, action)
+    beat.start()
+    run_until(done)
+    beat.close()
+    assert len({int(one / 0.002) for one in at}) == len(at), "no period has two"
+    assert median(one % 0.002 for one in at) < 0.001
+
+
+def test_a_beat_that_was_missed_is_not_made_up_for() -> None:
+    """A process that was busy hears one beat, not all it missed: its action looks at the clock."""
+    at: list[float] = []
+    done = Event()
+
+    def action() -> None:
+        at.append(time.monotonic())
+        if len(at) == 1:
+            while time.monotonic() < at[0] + 0.05:
+                pass
+        if len(at) == 5:
+            done.set()
+
+    beat = Beat(0.005, action)
+    beat.start()
+    run_until(done)
+    beat.close()
+    assert at[1] >= at[0] + 0.05
+    assert at[4] > at[1] + 0.005, "four beats span at least three periods, less the first one's lateness"
+
+
+def test_a_beat_stops_and_begins_again() -> None:
+    count = [0]
+    reached = Event()
+
+    def action() -> None:
+        count[0] += 1
+        if count[0] % 5 == 0:
+            beat.stop()
+            reached.set()
+
+    beat = Beat(0.001, action)
+    for total in (5, 10):
+        reached.clear()
+        beat.start()
+        beat.start()  # harmless
+        run_until(reached)
+        assert not beat.going
+        gevent.sleep(0.02)
+        assert count[0] == total
+    beat.stop()  # harmless
+    beat.close()
+
+
+def test_a_beat_outlives_its_actions_failure(hub_errors: list[BaseException]) -> None:
+    count = [0]
+    done = Event()
+
+    def action() -> None:
+        count[0] += 1
+        if count[0] == 1:
+            raise ZeroDivisionError
+        done.set()
+
+    beat = Beat(0.001, action)
+    beat.start()
+    came = done.wait(WITHIN_S)
+    beat.close()
+    assert [type(error) for error in hub_errors] == [ZeroDivisionError]
+    hub_errors.clear()
+    assert came
+
+
+def test_a_closed_beat_gives_its_descriptor_back() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        beat = Beat(0.01, lambda: None)
+        beat.start()
+        beat.close()
     assert len(os.listdir("/proc/self/fd")) == before

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _EAR_S = 2.0  # longest wait for the ear at the end of a turn
 _HINTED_END_S = 0.3  # quiet that ends an answer when the server, too, says that it is over
 _SILENT_SOON_S = 0.3
+_NEAR_S = 0.1
 _NO_MASK = bytes(4)
 
 
@@ -227,6 +228,13 @@ class Call:
         """The line is gone."""
         self._changed.set()
 
+    def failed(self, error: Exception) -> None:
+        """Hearing this call failed: a bug of ours."""
+        self._run.listener_errors += 1
+        if self.line.gone is None:
+            self.line.gone = TurnFailed("protocol_error", "internal_error", f"{type(error).__name__}: {error}")
+        self._changed.set()
+
     # ---- what a user does
 
     def listen(self) -> None:
@@ -400,7 +408,8 @@ class Call:
                 self._wait_until(deadline if now < deadline else now + 0.1)
                 continue
             if until_spoken_s is not None:
-                leave_at = answer.onset_at + until_spoken_s - self._calling.booth.chunk_s
+                chunk_s = self._calling.booth.chunk_s
+                leave_at = max(answer.onset_at + until_spoken_s - chunk_s, turn.user_offset_at + chunk_s)
                 if now >= leave_at and self.hearing.last_loud_at >= min(now, leave_at) - _SILENT_SOON_S:
                     self._mark_early(turn, answer)
                     return True
@@ -466,7 +475,14 @@ class Call:
         turn.audio_bytes = hearing.audio_bytes
         turn.audio_s = turn.audio_bytes / (2 * hearing.rate) if hearing.rate else 0.0
         turn.last_chunk_at, turn.largest_gap_s = hearing.last_chunk_at, hearing.largest_gap_s
-        turn.utterances = hearing.utterances_so_far()
+        answer = turn.answer
+        if answer is not None:
+            # Stalls are the answer's: what was still heard of an earlier one, or a click, is not.
+            turn.utterances = [
+                said for said in hearing.utterances_so_far() if said.at[-1] >= answer.audible_at - _NEAR_S
+            ]
+            if answer.first_chunk_at < turn.user_onset_at:  # of an agent that sends silence all the time
+                answer.first_chunk_at, answer.first_chunk_width_s = answer.arrived_at, answer.audible_width_s
         older = hearing.older
         if older is not None:
             turn.stale_s += max(0.0, older.last_loud_at - turn.user_onset_at)

@@ -41,6 +41,9 @@ class Listener(Protocol):
     def lost(self) -> None:
         """The line is gone."""
 
+    def failed(self, error: Exception) -> None:
+        """Hearing this call failed: a bug of ours."""
+
 
 class Calling:
     """A worker's telephone exchange for one run."""
@@ -92,57 +95,62 @@ class Calling:
 
     def _hear(self, calls: Iterable[Listener]) -> None:
         """In the hub: decode what came for these calls, and put all audio through the gate at once."""
-        batch = self._batch
         for call in calls:
-            line, decode, hearing = call.line, call.codec.decode, call.hearing
-            inbox, line.inbox = line.inbox, []
-            for data, arrival in inbox:
-                for opcode, payload in line.parse(data):
-                    if opcode >= CLOSE:
-                        line.control(opcode, payload)
-                        continue
-                    for event in decode(opcode, payload):
-                        if type(event) is Audio:
-                            batch.add(hearing, event, arrival)
-                            continue
-                        batch.flush()  # in the order in which they came
-                        call.note(event, arrival)
-        batch.flush()
+            try:
+                self._decode(call)
+            except Exception as error:  # a bug of ours must not pass for this agent's silence, nor make others deaf
+                call.failed(error)
+        self._batch.flush()
         for call in calls:
             if call.line.gone is not None and not call.line.inbox:
                 call.lost()
+
+    def _decode(self, call: Listener) -> None:
+        batch, line, decode = self._batch, call.line, call.codec.decode
+        inbox, line.inbox = line.inbox, []
+        for data, arrival in inbox:
+            for opcode, payload in line.parse(data):
+                if opcode >= CLOSE:
+                    line.control(opcode, payload)
+                    continue
+                for event in decode(opcode, payload):
+                    if type(event) is Audio:
+                        batch.add(call, event, arrival)
+                    else:
+                        batch.flush()  # in the order in which they came
+                        call.note(event, arrival)
 
 
 class _Batch:
     """Chunks on their way through the gate, all of one rate and length."""
 
-    __slots__ = ("_arrivals", "_chunks", "_hearings", "_kind", "_threshold")
+    __slots__ = ("_arrivals", "_calls", "_chunks", "_kind", "_threshold")
 
     def __init__(self, threshold: int) -> None:
         self._threshold = threshold
         self._chunks: list[bytes] = []
-        self._hearings: list[Hearing] = []
+        self._calls: list[Listener] = []
         self._arrivals: list[Arrival] = []
         self._kind = (0, 0)
 
-    def add(self, hearing: Hearing, audio: Audio, arrival: Arrival) -> None:
+    def add(self, call: Listener, audio: Audio, arrival: Arrival) -> None:
         pcm, rate = audio
         if self._kind != (rate, len(pcm)):
             self.flush()
             self._kind = (rate, len(pcm))
         self._chunks.append(pcm)
-        self._hearings.append(hearing)
+        self._calls.append(call)
         self._arrivals.append(arrival)
 
     def flush(self) -> None:
         if not self._chunks:
             return
+        calls, chunks, arrivals = self._calls, self._chunks, self._arrivals
+        self._calls, self._chunks, self._arrivals = [], [], []
         rate = self._kind[0]
-        loud = loud_windows(self._chunks, rate, self._threshold)
-        for hearing, pcm, (at, empty_at), windows in zip(
-            self._hearings, self._chunks, self._arrivals, loud, strict=True
-        ):
-            hearing.hear(pcm, rate, at, at - empty_at, windows)
-        self._chunks.clear()
-        self._hearings.clear()
-        self._arrivals.clear()
+        loud = loud_windows(chunks, rate, self._threshold)
+        for call, pcm, (at, empty_at), windows in zip(calls, chunks, arrivals, loud, strict=True):
+            try:
+                call.hearing.hear(pcm, rate, at, at - empty_at, windows)
+            except Exception as error:
+                call.failed(error)

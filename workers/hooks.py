@@ -103,6 +103,8 @@ def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
         runner.register_message("cicada_parcel_ack", _on_parcel_ack)
         runner.register_message("cicada_drain", _on_drain, concurrent=True)
     _tame_sigint(runner)
+    # libev counts timers from when it last looked at the clock, before the imports: --run-time would be short by them.
+    gevent.get_hub().loop.update_now()
 
 
 def _check_options(environment: Environment) -> None:
@@ -167,6 +169,8 @@ def _begin_run(environment: Environment) -> dict[str, Any]:
     facts = manifest.opening(run_dir.name, host, scenario.model_dump(mode="json"), users, sys.argv)
     _master = Collector(run_dir, facts)
     _log.info("rows go to %s", run_dir)
+    if "voice_agent" in hosts and hosts["voice_agent"] != environment.host:
+        _log.info("calls go to %s", hosts["voice_agent"])
     names = [worker_name(client.id) for client in runner.clients.ready] if isinstance(runner, MasterRunner) else []
     if isinstance(runner, LocalRunner) and _station is not None:
         names = [_station.worker]

@@ -98,7 +98,7 @@ class Scenario(BaseModel):
     agent_host: str | None = Field(
         None, description="voice agents: where they are called, in a run in which --host is for HTTP"
     )
-    port: int = Field(8100, description="voice agents: port, where --host names none", ge=1, le=65535)
+    port: int = Field(8100, description="voice agents: port, where --host is a bare name", ge=1, le=65535)
     audio_dir: str = Field("audio_files", description="voice agents: folder of the queries (16 kHz mono 16-bit WAV)")
     chunk_ms: int = Field(20, description="voice agents: audio a message to the server (ms)", ge=5, le=200)
     send_rate: int | None = Field(

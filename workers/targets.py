@@ -54,7 +54,9 @@ def call_host(host: str | None, port: int, *, was_asked: bool) -> str:
         host = None
     if host and "://" in host:
         return host
-    return f"ws://{host or _ANYWHERE}:{port}" if ":" not in (host or "") else f"ws://{host}"
+    place, slash, path = (host or _ANYWHERE).partition("/")
+    named = ":" in place.rpartition("]")[2]  # an IPv6 address has colons of its own
+    return f"ws://{place}{'' if named else f':{port}'}{slash}{path}"
 
 
 def _host_was_asked() -> bool:

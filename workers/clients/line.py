@@ -13,6 +13,7 @@ from urllib.parse import SplitResult, quote, urlsplit
 
 import websocket
 from gevent.event import Event
+from websocket._handshake import CookieJar
 
 from workers import failures
 from workers.clients.http_connection import BadTarget
@@ -199,6 +200,7 @@ def _shake_hands(pipe: "_Handshake", address: str, token: str | None) -> None:
     header = [f"Authorization: Bearer {token}"] if token else []
     kinds = ("user-agent: cicada",)
     line = websocket.WebSocket(skip_utf8_validation=True)
+    CookieJar.jar.clear()  # it is the whole process's: a caller's cookie would bind all others to its server
     try:
         line.connect(  # type: ignore[no-untyped-call]
             address, socket=pipe, header=[*header, *kinds], suppress_origin=True, redirect_limit=0

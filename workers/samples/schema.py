@@ -83,7 +83,7 @@ e2e_s                  float  last_chunk_at - intended_at; in a conversation - u
 rtf                    float  (last_chunk_at - sent_at) / audio_s; null in a conversation
 floor_transfer_offset_s float agent_onset_at - user_offset_at, signed
 min_prebuffer_s        float  smallest prebuffer that plays without a stall
-stall_count_0ms        int    underruns (of 1 ms or more) at prebuffer 0 ms
+stall_count_0ms        int    underruns (of 1 ms or more; in a conversation 20 ms) at prebuffer 0 ms
 stall_s_0ms            float  total stall at prebuffer 0 ms
 stall_longest_s_0ms    float  longest stall at prebuffer 0 ms
 stall_count_20ms       int    as above, prebuffer 20 ms
