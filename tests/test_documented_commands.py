@@ -199,7 +199,7 @@ def test_calls(tmp_path: Path) -> None:
     _make_queries(tmp_path)
     ways: dict[str, list[str]] = {}
     with ExitStack() as stack:
-        tones = ("--engine", "tone", "--tone-seconds", "1.2", "--agent-log", "/dev/null")
+        tones = ("--engine", "tone", "--tone-seconds", "2", "--agent-log", "/dev/null")
         server = stack.enter_context(running_server(*tones))
         urls = {
             "http": stack.enter_context(running_server("--engine", "tone")).url,

@@ -10,7 +10,7 @@ import gevent
 from gevent.event import Event as Signal
 from locust.exception import RescheduleTask
 
-from workers.audio.containers import Samples
+from workers import answering
 from workers.audio.hearing import Stretch, samples_of
 from workers.calling import Calling
 from workers.clients.line import Line
@@ -19,9 +19,9 @@ from workers.clients.microphone import Spoken
 from workers.clients.websocket import frame
 from workers.events import Event, Fault, Hint, Interruption, ServerFigure, Text
 from workers.failures import TurnFailed
+from workers.heard import HeardTurn
 from workers.repertoire import Query
 from workers.run import LiveRun
-from workers.samples import measure_call
 from workers.samples.measure import Row
 from workers.samples.measure_call import CallTurn
 
@@ -31,77 +31,11 @@ if TYPE_CHECKING:
 _EAR_S = 2.0  # longest wait for the ear at the end of a turn
 _HINTED_END_S = 0.3  # quiet that ends an answer when the server, too, says that it is over
 _SILENT_SOON_S = 0.3
-_NEAR_S = 0.1
 _NO_MASK = bytes(4)
 
 
 class CallOver(RescheduleTask):
     """The call is over: Locust goes on with the user's next task, which calls again."""
-
-
-class HeardTurn:
-    """One turn, as heard. Seconds; None where an instant was not reached."""
-
-    def __init__(self, turn: CallTurn, heard: Samples, interrupted: bool) -> None:
-        self._turn = turn
-        self.heard = heard
-        self.interrupted = interrupted  # the agent was still speaking when this turn was left for a barge-in
-
-    @property
-    def ok(self) -> bool:
-        return self._turn.ok
-
-    @property
-    def outcome(self) -> str:
-        """answered, early, timed_out, cut, protocol_error or disconnected."""
-        return self._turn.outcome
-
-    @property
-    def error_kind(self) -> str | None:
-        return self._turn.error_kind
-
-    @property
-    def error(self) -> str | None:
-        return self._turn.error
-
-    @property
-    def request_id(self) -> str:
-        """By which the turn's row can be found."""
-        return self._turn.request_id
-
-    @property
-    def floor_transfer_offset_s(self) -> float | None:
-        """The agent's onset minus the user's offset, signed: a gap is positive, an overlap negative."""
-        return measure_call.floor_transfer_offset_s(self._turn)
-
-    @property
-    def ttfc_s(self) -> float | None:
-        """From the user's offset to the answer's first chunk."""
-        return measure_call.ttfc_s(self._turn)
-
-    @property
-    def ttfa_s(self) -> float | None:
-        """From the user's offset to the answer's first audible sample, at playout."""
-        return measure_call.ttfa_s(self._turn)
-
-    @property
-    def time_to_silence_s(self) -> float | None:
-        """From the user's onset to the agent's silence, of a barge-in that made it fall silent."""
-        return measure_call.time_to_silence_s(self._turn)
-
-    @property
-    def yielded(self) -> bool | None:
-        """Whether the agent fell silent for a barge-in; None for a turn that was none."""
-        return self._turn.yielded
-
-    @property
-    def sample_rate(self) -> int:
-        """Hz of `heard` (int16 mono, shape (n,)); 0 where no audio came."""
-        return self._turn.sample_rate
-
-    def reject(self, reason: str) -> None:
-        """Make this turn a failure of kind `rejected`: your own check of what was said. Before the next turn."""
-        self._turn.fail("answered", "rejected", reason)
 
 
 class Call:
@@ -383,7 +317,9 @@ class Call:
             turn.fail("protocol_error", "internal_error", f"{type(error).__name__}: {error}")
             self._run.listener_errors += 1
         finally:
-            self._measure(turn)
+            answering.fill_in(turn, self.hearing, self._spoken, self._owed, self._scenario.yield_s)
+            turn.agent_stopped_hint_at = self._stopped_hint_at
+            self._agent_offset_at = turn.agent_offset_at or self.hearing.last_loud_at
             turn.ended_at = time.monotonic()
             self._run.over(turn)
         if turn.outcome in ("disconnected",) or self.line.gone is not None:
@@ -395,7 +331,7 @@ class Call:
         scenario = self._scenario
         deadline = turn.user_offset_at + scenario.answer_timeout_s
         while True:
-            answer = turn.answer = self._answer(turn)
+            answer = turn.answer = answering.answer_of(turn, self.hearing, self._owed)
             self._raise_if_gone()
             now = time.monotonic()
             if answer is None:
@@ -411,7 +347,7 @@ class Call:
                 chunk_s = self._calling.booth.chunk_s
                 leave_at = max(answer.onset_at + until_spoken_s - chunk_s, turn.user_offset_at + chunk_s)
                 if now >= leave_at and self.hearing.last_loud_at >= min(now, leave_at) - _SILENT_SOON_S:
-                    self._mark_early(turn, answer)
+                    answering.mark_early(turn, answer)
                     return True
             else:
                 leave_at = float("inf")
@@ -422,29 +358,9 @@ class Call:
                 line = f"the agent went on speaking for longest_answer_s ({scenario.longest_answer_s:g} s)"
                 raise TurnFailed("timed_out", "never_stopped", line)
             self._wait_until(min(quiet_at, limit, leave_at if leave_at > now else limit))
-        self._mark_early(turn, answer)
+        answering.mark_early(turn, answer)
         turn.agent_offset_at = self._careful_offset()
         return False
-
-    @staticmethod
-    def _mark_early(turn: CallTurn, answer: Stretch) -> None:
-        if answer.onset_at < turn.user_offset_at:
-            turn.outcome = "early"
-
-    def _answer(self, turn: CallTurn) -> Stretch | None:
-        """The first speech that can be an answer to this turn; None while there is none, or the ear is at work."""
-        for stretch in self.hearing.stretches:
-            if stretch.by is None:
-                return None
-            if not self._is_stale(turn, stretch):
-                return stretch
-        return None
-
-    def _is_stale(self, turn: CallTurn, stretch: Stretch) -> bool:
-        """Speech that came before the user's first word, or goes on with an answer that was owed or interrupted."""
-        if min(stretch.audible_at, stretch.arrived_at) < turn.user_onset_at:
-            return True
-        return (turn.barge_in or self._owed) and stretch.audible_at < turn.user_offset_at
 
     def _quiet_at(self, not_before: float) -> float:
         """When the answer will have ended, if nothing more is heard."""
@@ -465,36 +381,6 @@ class Call:
         self.hearing.ask_for_offset(then)
         answered.wait(_EAR_S)
         return (found[0] if found else None) or self.hearing.last_loud_at
-
-    def _measure(self, turn: CallTurn) -> None:
-        """What the microphone and the ear know of a turn that is over."""
-        hearing, spoken = self.hearing, self._spoken
-        turn.sent_at, turn.user_sent_at, turn.send_late_s = spoken.sent_at, spoken.voiced_sent_at, spoken.late_s
-        turn.agent_stopped_hint_at = self._stopped_hint_at
-        turn.sample_rate, turn.chunks = hearing.rate, hearing.chunks
-        turn.audio_bytes = hearing.audio_bytes
-        turn.audio_s = turn.audio_bytes / (2 * hearing.rate) if hearing.rate else 0.0
-        turn.last_chunk_at, turn.largest_gap_s = hearing.last_chunk_at, hearing.largest_gap_s
-        answer = turn.answer
-        if answer is not None:
-            # Stalls are the answer's: what was still heard of an earlier one, or a click, is not.
-            turn.utterances = [
-                said for said in hearing.utterances_so_far() if said.at[-1] >= answer.audible_at - _NEAR_S
-            ]
-            if answer.first_chunk_at < turn.user_onset_at:  # of an agent that sends silence all the time
-                answer.first_chunk_at, answer.first_chunk_width_s = answer.arrived_at, answer.audible_width_s
-        older = hearing.older
-        if older is not None:
-            turn.stale_s += max(0.0, older.last_loud_at - turn.user_onset_at)
-            if turn.barge_in:
-                turn.barge_in = older.last_loud_at > turn.user_onset_at
-        for stretch in hearing.stretches:
-            if stretch is not turn.answer and self._is_stale(turn, stretch):
-                turn.stale_s += stretch.last_loud_at - max(stretch.audible_at, turn.user_onset_at)
-        if turn.barge_in and older is not None:
-            turn.silent_at = older.last_loud_at
-            turn.yielded = older.last_loud_at - turn.user_onset_at <= self._scenario.yield_s
-        self._agent_offset_at = turn.agent_offset_at or hearing.last_loud_at
 
     def _settled(self, turn: CallTurn, *, interrupted: bool) -> HeardTurn:
         """The turn as its user sees it. It is recorded with the next one, so that it can still be rejected."""

@@ -127,6 +127,7 @@ class LiveRun:
         # What is here now stays: looking through it again and again costs a full worker pauses of 50 ms.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(100_000, 20, 100)  # chunks come and go by the ten thousand, and none is part of a cycle
 
     # ---- what is due
 

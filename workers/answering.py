@@ -1,0 +1,63 @@
+"""Which of an agent's speech answers which turn. Pure: knows nothing of the clock, of sockets or of who waits.
+
+Speech is stale, and no answer, where it was there before the user's first word, or goes on with what was owed from a
+turn before. What is left is this turn's answer, early where it began before the user's last word.
+"""
+
+from workers.audio.hearing import Hearing, Stretch
+from workers.clients.microphone import Spoken
+from workers.samples.measure_call import CallTurn
+
+_NEAR_S = 0.1
+
+
+def answer_of(turn: CallTurn, hearing: Hearing, owed: bool) -> Stretch | None:
+    """The first speech that can be an answer to this turn; None while there is none, or the ear is at work.
+
+    owed: the turn before got no answer, so that one may still come.
+    """
+    for stretch in hearing.stretches:
+        if stretch.by is None:
+            return None
+        if not _is_stale(turn, stretch, owed):
+            return stretch
+    return None
+
+
+def _is_stale(turn: CallTurn, stretch: Stretch, owed: bool) -> bool:
+    if min(stretch.audible_at, stretch.arrived_at) < turn.user_onset_at:
+        return True
+    return (turn.barge_in or owed) and stretch.audible_at < turn.user_offset_at
+
+
+def mark_early(turn: CallTurn, answer: Stretch) -> None:
+    """Say so where the answer began before the user's last word."""
+    if answer.onset_at < turn.user_offset_at:
+        turn.outcome = "early"
+
+
+def fill_in(turn: CallTurn, hearing: Hearing, spoken: Spoken, owed: bool, yield_s: float) -> None:
+    """What microphone and hearing know of a turn that is over. yield_s: an agent that spoke on for longer did not."""
+    turn.sent_at, turn.user_sent_at, turn.send_late_s = spoken.sent_at, spoken.voiced_sent_at, spoken.late_s
+    turn.sample_rate, turn.chunks = hearing.rate, hearing.chunks
+    turn.audio_bytes = hearing.audio_bytes
+    turn.audio_s = turn.audio_bytes / (2 * hearing.rate) if hearing.rate else 0.0
+    turn.last_chunk_at, turn.largest_gap_s = hearing.last_chunk_at, hearing.largest_gap_s
+    answer, older = turn.answer, hearing.older
+    if answer is not None:
+        # Stalls are the answer's: what was still heard of an earlier one, or a click, is not.
+        heard = hearing.utterances_so_far()
+        turn.utterances = [said for said in heard if said.at[-1] >= answer.audible_at - _NEAR_S]
+        if answer.first_chunk_at < turn.user_onset_at:  # of an agent that sends silence all the time
+            answer.first_chunk_at, answer.first_chunk_width_s = answer.arrived_at, answer.audible_width_s
+    for stretch in hearing.stretches:
+        if stretch is not answer and _is_stale(turn, stretch, owed):
+            turn.stale_s += stretch.last_loud_at - max(stretch.audible_at, turn.user_onset_at)
+    if older is None:
+        return
+    turn.stale_s += max(0.0, older.last_loud_at - turn.user_onset_at)
+    if turn.barge_in:
+        turn.barge_in = older.last_loud_at > turn.user_onset_at
+    if turn.barge_in:
+        turn.silent_at = older.last_loud_at
+        turn.yielded = older.last_loud_at - turn.user_onset_at <= yield_s
