@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import gevent
 from gevent.event import Event as Signal
-from locust.exception import RescheduleTask
+from locust.exception import RescheduleTask, StopUser
 
 from workers import answering
 from workers.audio.hearing import Stretch, samples_of
@@ -234,7 +234,11 @@ class Call:
     def _query(self, name: str | None) -> Query:
         repertoire = self._calling.repertoire
         if name is not None:
-            return repertoire.named(name)
+            try:
+                return repertoire.named(name)
+            except KeyError as error:  # a slip in the locustfile, which every further turn would repeat
+                self._run.give_up(str(error.args[0]))
+                raise StopUser from None
         if not self._next_query:  # people do not all begin with the same question
             self._next_query = self._run.rng.randrange(len(repertoire.queries)) + len(repertoire.queries)
         self._next_query += 1

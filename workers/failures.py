@@ -14,6 +14,13 @@ class TurnFailed(Exception):
     protocol_error   not_http, wrong_content_type, server_said_failure, bad_event, internal_error (a bug of ours)
     answered         no_audio, silence_only, truncated, too_short, too_long, undecodable_audio, rejected
     cut              run_ended, user_stopped
+
+    And of calls; docs/protocols.md says when:
+    timed_out        never_stopped
+    disconnected     ws_closed_<code>, connection_broken, half_open
+    protocol_error   not_websocket, bad_websocket, and what a codec cannot use: bad_protobuf, unknown_message,
+                     text_message, binary_message, empty_audio, odd_bytes, odd_sample_rate, odd_channels, bad_wav,
+                     bad_json, bad_media, bad_base64, bad_mark, wrong_stream
     """
 
     def __init__(self, outcome: str, kind: str, line: str) -> None:

@@ -356,10 +356,18 @@ def _on_test_stop(environment: Environment, **_: Any) -> None:
 def _say_if_nothing_came(environment: Environment, collector: Collector) -> None:
     """S3: no results, and why that may be."""
     turns = [entry for (name, _), entry in environment.stats.entries.items() if name == "turn"]
-    if not turns or any(entry.num_requests > entry.num_failures for entry in turns):
+    if collector.trouble:
+        return
+    if not turns and not any(facts["turns"] for facts in collector.workers.values()):
+        _log.warning("no turn was begun: the run was over too soon, or no worker took part; a longer --run-time?")
+        return
+    if any(entry.num_requests > entry.num_failures for entry in turns):
         return
     failures = sorted(environment.stats.errors.values(), key=lambda error: -error.occurrences)
     most = f" Most often: {failures[0].error}." if failures else ""
+    if failures and str(failures[0].error).startswith("rejected"):
+        _log.error("no turn was accepted by your own checks.%s", most)
+        return
     audio = ""
     if "voice_agent" in targets.protocols(environment.user_classes):
         folder = collector.manifest["scenario"]["audio_dir"]

@@ -216,6 +216,10 @@ class LiveRun:
         keep_chunks = self.rng.random() < self.scenario.keep_chunks
         self._record("turns", row_of(turn, self.id, self.worker, self.scenario.name, keep_chunks))
 
+    def give_up(self, line: str) -> None:
+        """Something makes going on pointless: the whole run ends."""
+        self._on_trouble(line)
+
     def record_session(self, row: Row) -> None:
         self._record("sessions", row)
 

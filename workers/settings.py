@@ -23,6 +23,7 @@ from workers.clients.http_speech import DIALECTS
 TOKEN_VARIABLE = "CICADA_TOKEN"
 
 Protocol = Literal["http_tts", "voice_agent"]
+_NVIDIAS_TEST_S = 150.0
 _HTTP_ONLY: tuple[Protocol, ...] = ("http_tts",)
 _HTTP_DEFAULT, _CALL_DEFAULT = "synthesize", "pipecat"
 _DIALECTS: dict[Protocol, tuple[Collection[str], str]] = {
@@ -123,7 +124,9 @@ class Scenario(BaseModel):
     )
     clients: int | None = Field(None, description="voice agents, as NVIDIA's benchmark: callers at a time", ge=1)
     test_duration: Positive | None = Field(
-        None, description="voice agents: seconds measured once the last of --clients has started, then the run ends"
+        None,
+        description="voice agents: seconds measured once the last of --clients has started, then the run ends;"
+        " with --clients 150, where there is no --run-time",
     )
     client_start_delay: NotNegative = Field(1.0, description="voice agents: seconds between starts of --clients")
     threshold: NotNegative = Field(
@@ -214,6 +217,8 @@ def resolve(options: argparse.Namespace, protocols: Collection[Protocol] = _HTTP
         callers = scenario.clients or getattr(options, "num_users", None) or 1
         starting_s = (callers - 1) * scenario.client_start_delay
         window: dict[str, Any] = {"clients": callers, "warm_up_s": max(scenario.warm_up_s, starting_s)}
+        if scenario.test_duration is None and not getattr(options, "run_time", None):
+            window["test_duration"] = _NVIDIAS_TEST_S
         scenario = scenario.model_copy(update=window)
     return scenario
 

@@ -103,7 +103,8 @@ def summary_of(run: Run, clients: list[Result], errors: dict[str, int]) -> Resul
     glitched = [client["stream_id"] for client in clients if client["glitch_detected"]]
     early = [client["stream_id"] for client in clients if client["reverse_barge_ins_count"]]
     scenario = run.manifest.get("scenario") or {}
-    where = urlsplit(str(run.manifest.get("host") or ""))
+    hosts = str(run.manifest.get("host") or "").split()  # a run of several protocols has several
+    where = urlsplit(next((host for host in hosts if host.startswith("ws")), ""))
     first = clients[0]
     return {
         "timestamp": first["timestamp"],
