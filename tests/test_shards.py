@@ -37,7 +37,7 @@ def test_every_value_of_every_column_survives(tmp_path: Path) -> None:
     (found,) = sealed_turns(run)
     assert list(found) == schema.names("turns")
     assert found == {name: row.get(name) for name in schema.names("turns")}
-    assert known.rows == {"turns": 1, "workers": 3, "sessions": 1}
+    assert known.rows == {"turns": 1, "workers": 3, "sessions": 1, "server": 0}
     assert (known.started_without_end, known.torn_bytes, known.lost_bytes, known.duplicates) == (0, 0, 0, 0)
     assert known.facts["boot_id"] == "boot-a"
 
@@ -125,7 +125,7 @@ def test_a_row_that_came_twice_counts_once(tmp_path: Path) -> None:
 
     known = shards.seal(run).logs["w0"]
 
-    assert known.rows == {"turns": 6, "workers": 2, "sessions": 6}
+    assert known.rows == {"turns": 6, "workers": 2, "sessions": 6, "server": 0}
     assert known.duplicates == 6 + 6 + 6 + 2
     assert (known.starts, known.started_without_end) == (6, 0)
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import gevent
 from gevent.event import Event
 from locust import User
 from locust.exception import StopUser
@@ -60,6 +61,8 @@ class Participant(User):
             run = hooks.live_run()
             if run is None:
                 raise StopUser
+            if run.draining:
+                raise gevent.GreenletExit  # too late for this one: its session would be a row nobody can write
             self.run_joined = run
             self.number = run.new_user()
             self.started_at = time.monotonic()
