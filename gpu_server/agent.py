@@ -195,6 +195,7 @@ class Agent:
 
     def _answer(self, turn: Turn, speech: bytes) -> None:
         del self._history[:-_REMEMBERED]
+        turn.answer_asked_at = time.monotonic()  # what waited for an answer under way was not being recognised
         self._begin(turn, lambda answering: answering.answer(speech, self._history), speech=speech)
 
     def _begin(

@@ -27,6 +27,8 @@ def answer_of(turn: CallTurn, hearing: Hearing, owed: bool) -> Stretch | None:
 def _is_stale(turn: CallTurn, stretch: Stretch, owed: bool) -> bool:
     if min(stretch.audible_at, stretch.arrived_at) < turn.user_onset_at:
         return True
+    if turn.interrupted_at and stretch.audible_at >= turn.interrupted_at:
+        return False  # the server has thrown away what was before
     return (turn.barge_in or owed) and stretch.audible_at < turn.user_offset_at
 
 

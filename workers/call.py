@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _EAR_S = 2.0  # longest wait for the ear at the end of a turn
 _HINTED_END_S = 0.3  # quiet that ends an answer when the server, too, says that it is over
 _SILENT_SOON_S = 0.3
+_AFTER_FALSE_START_S = 3.0
 _NO_MASK = bytes(4)
 
 
@@ -64,6 +65,15 @@ class Call:
         self._hung_up = False
 
     # ---- being up
+
+    @property
+    def begun(self) -> bool:
+        """Whether the `with` block was entered."""
+        return bool(self.ready_at) or self._hung_up
+
+    @property
+    def up(self) -> bool:
+        return bool(self.ready_at) and not self._hung_up
 
     def __enter__(self) -> "Call":
         turn = self._new_turn("connect", time.monotonic())
@@ -105,7 +115,7 @@ class Call:
 
     def hang_up(self) -> None:
         """End the call; harmless when it is over."""
-        if self._hung_up:
+        if not self.up:
             return
         self._hung_up = True
         self._microphone.close()
@@ -133,6 +143,7 @@ class Call:
             audible = self.hearing.clear(arrival.at)
             if turn is not None:
                 turn.interruptions += 1
+                turn.interrupted_at = turn.interrupted_at or arrival.at
                 turn.false_barge_ins += audible and not self._user_speaks(turn, arrival.at)
             self._changed.set()
         elif isinstance(event, Hint):
@@ -248,6 +259,9 @@ class Call:
         self._user.settle()
         if self._user.run_draining:
             raise gevent.GreenletExit
+        if not self.begun:
+            self._run.give_up("a call is made by `with self.call() as call:`; nothing can be said before")
+            raise StopUser
         if self._hung_up:
             raise CallOver(f"{what} on a call that is over")
 
@@ -323,7 +337,7 @@ class Call:
         finally:
             answering.fill_in(turn, self.hearing, self._spoken, self._owed, self._scenario.yield_s)
             turn.agent_stopped_hint_at = self._stopped_hint_at
-            self._agent_offset_at = turn.agent_offset_at or self.hearing.last_loud_at
+            self._agent_offset_at = max(turn.agent_offset_at or self.hearing.last_loud_at, turn.user_offset_at)
             turn.ended_at = time.monotonic()
             self._run.over(turn)
         if turn.outcome in ("disconnected",) or self.line.gone is not None:
@@ -370,7 +384,9 @@ class Call:
         """When the answer will have ended, if nothing more is heard."""
         last_loud_at = self.hearing.last_loud_at
         needed_s = self._scenario.answer_end_s
-        if self._stopped_hint_at and self._stopped_hint_at >= last_loud_at - _SILENT_SOON_S:
+        if last_loud_at <= not_before:  # a false start, in a pause of the user's: the answer is still to come
+            needed_s = max(needed_s, _AFTER_FALSE_START_S)
+        elif self._stopped_hint_at >= max(last_loud_at - _SILENT_SOON_S, not_before):
             needed_s = min(needed_s, _HINTED_END_S)
         return max(last_loud_at, not_before) + needed_s
 

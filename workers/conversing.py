@@ -4,6 +4,7 @@ import uuid
 from typing import Any
 
 import gevent
+from locust.exception import StopUser
 
 from workers import hooks
 from workers.call import Call
@@ -50,6 +51,9 @@ class CallUser(Participant):
         self.settle()
         if run.draining:
             raise gevent.GreenletExit
+        if self._call is not None and self._call.up:
+            run.give_up("a user has one call at a time: leave the `with` block of the first before the second")
+            raise StopUser
         session = run.new_session()
         stream_id = stream_id or f"{run.short_worker}-{self.number}-{uuid.uuid4().hex[:8]}"
         self.kept = run.rng.random() < run.scenario.keep_audio
@@ -95,7 +99,7 @@ class CallUser(Participant):
         hooks.tell_locust(self.environment, run, turn, max(0.0, took_s), figures)
 
     def session_rows(self) -> list[Row]:
-        return [self._call.row()] if self._call is not None else []
+        return [self._call.row()] if self._call is not None and self._call.begun else []
 
     def leave(self) -> None:
         super().leave()

@@ -170,7 +170,7 @@ def _begin_run(environment: Environment) -> dict[str, Any]:
     _master = Collector(run_dir, facts)
     _log.info("rows go to %s", run_dir)
     if "voice_agent" in hosts and hosts["voice_agent"] != environment.host:
-        _log.info("calls go to %s", hosts["voice_agent"])
+        _log.info("calls go to %s", manifest.without_credentials(hosts["voice_agent"]))
     names = [worker_name(client.id) for client in runner.clients.ready] if isinstance(runner, MasterRunner) else []
     if isinstance(runner, LocalRunner) and _station is not None:
         names = [_station.worker]
@@ -364,18 +364,25 @@ def _say_if_nothing_came(environment: Environment, collector: Collector) -> None
     if any(entry.num_requests > entry.num_failures for entry in turns):
         return
     failures = sorted(environment.stats.errors.values(), key=lambda error: -error.occurrences)
-    most = f" Most often: {failures[0].error}." if failures else ""
+    most = f" Most often: {str(failures[0].error).rstrip('.?')}." if failures else ""
     if failures and str(failures[0].error).startswith("rejected"):
         _log.error("no turn was accepted by your own checks.%s", most)
         return
-    audio = ""
-    if "voice_agent" in targets.protocols(environment.user_classes):
-        folder = collector.manifest["scenario"]["audio_dir"]
-        audio = f", or that its queries are not of the form it takes (python -m workers clips check {folder})"
     host = collector.manifest["host"]
-    _log.error(
-        "no turn was answered.%s It may be that %s cannot be reached%s; check the server's log", most, host, audio
-    )
+    kind = str(failures[0].error).partition(":")[0] if failures else ""
+    if kind == "ws_closed_1003":
+        guess = "The server may speak another dialect (--dialect)"
+    elif kind.startswith(_NOT_REACHED):
+        guess = f"It may be that {host} cannot be reached"
+    else:
+        folder = collector.manifest["scenario"]["audio_dir"]
+        calls = "voice_agent" in targets.protocols(environment.user_classes)
+        audio = f", or that it does not take these queries (python -m workers clips check {folder})" if calls else ""
+        guess = f"It may be that {host} answers nobody{audio}"
+    _log.error("no turn was answered.%s %s; check the server's log", most, guess)
+
+
+_NOT_REACHED = ("connection_refused", "dns_failure", "unreachable", "tls_failure", "connect_timeout", "http_", "not_")
 
 
 @events.quitting.add_listener

@@ -29,7 +29,9 @@ def boot_id() -> str:
 
 
 def without_credentials(text: str) -> str:
-    return re.sub(r"//[^/\s]+@", "//[redacted]@", text)  # greedy: a password may hold an @
+    """An address, or a line with one, without passwords and without the values of its query."""
+    text = re.sub(r"//[^/\s]+@", "//[redacted]@", text)  # greedy: a password may hold an @
+    return re.sub(r"(//[^\s?]+\?)\S+", r"\1[redacted]", text)
 
 
 def new_run_dir(runs_dir: Path, name: str) -> Path:

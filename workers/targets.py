@@ -41,7 +41,11 @@ def check(environment: Any, scenario: Scenario) -> dict[str, str]:
                 path = scenario.path or codec("", scenario.send_rate).path
             except ValueError as error:
                 raise BadTarget(f"send_rate: {error}") from None
-            call_target(hosts[protocol], path, scenario.insecure, None)
+            try:
+                call_target(hosts[protocol], path, scenario.insecure, None)
+            except BadTarget as error:
+                named = "--agent-host" if scenario.agent_host else "--host"
+                raise BadTarget(str(error).replace("--host", named, 1)) from None
             clips.load(Path(scenario.audio_dir))
     return hosts
 

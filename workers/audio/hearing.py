@@ -2,7 +2,8 @@
 
 Playout at prebuffer 0: a chunk plays when it has arrived and what came before it has played; an interruption clears
 what has not yet played. A level gate opens a *stretch* of speech; the ear (VAD, backdated) then says where its voice
-really begins, or that it is none. A stretch ends with half a second without anything loud.
+really begins, or that it is none: then what was loud next in the stretch is what began it. A stretch ends with half a second
+without anything loud.
 
 Audio that comes later than the end of what played before leaves a hole. It is a stall where the speech before it broke
 off; it is a pause that the server meant where that had ended: with quiet, with the server's word, or with a chunk
@@ -29,7 +30,10 @@ _CATCH_UP_S = 0.5  # after a longer hole an agent begins anew, it does not make 
 _NEW_RUN_S = 0.05  # a longer hole parts two runs of audio: their samples are not neighbours
 _ENDED_QUIET_S = 0.1  # quiet before a hole: the utterance had ended
 _TAIL_S = 0.25  # quiet after which what surrounds the end of the voice is put aside for the ear
-_NOT_AGAIN_S = 0.2  # after the ear said no, for this long
+_NOT_AGAIN_S = 0.2  # after a place that the ear said no to, for this long,
+_NOT_THE_SAME_S = 0.5  # and for this long where it has been loud ever since
+_SAME_SOUND_S = 0.05  # quiet for longer is an end of that
+_HELD_S = 4.0  # of what came after a place are held until the ear has answered
 
 Ask = Callable[[str, list[Any], Callable[[Any], None]], None]
 
@@ -71,6 +75,11 @@ class Stretch:
         self.cut_off = False  # cleared while it was audible
 
 
+# What was the latest stretch before another, with its last loud window (serial, sample after it) and its tail (rate,
+# pieces): should the ear say that the other was none.
+_Before = tuple[Stretch | None, tuple[int, int], tuple[int, list[Any]] | None]
+
+
 class Utterance:
     """Chunks of one stretch of audio without a meant pause, for the playout model."""
 
@@ -79,6 +88,20 @@ class Utterance:
     def __init__(self, plays_at: float) -> None:
         self.at, self.media_s = array("d", (plays_at,)), array("d", (0.0,))
         self.latest_s = 0.0
+
+
+class _Question:
+    """Whether a stretch began with a voice, and where: for the ear, until it has answered."""
+
+    __slots__ = ("asked", "before", "coarse", "pieces", "rate", "room", "stretch", "wanted")
+
+    def __init__(self, stretch: Stretch, pieces: list[Piece], coarse: int, rate: int, before: _Before) -> None:
+        """pieces: around the place that is loud, and what came since. coarse: that place, in their samples."""
+        self.stretch, self.pieces, self.coarse, self.rate, self.before = stretch, pieces, coarse, rate, before
+        after = sum(len(piece.pcm) for piece in pieces) - 2 * coarse
+        self.wanted = int(CONTEXT_S * rate) * 2 - after  # bytes that it still waits for
+        self.room = int(_HELD_S * rate) * 2 - after  # bytes that it may hold yet
+        self.asked = False
 
 
 class Hearing:
@@ -112,13 +135,10 @@ class Hearing:
         self._alike = True  # all chunks of this utterance but the last are of one size
         self._said_stopped = False
         self._deaf_until = 0.0
-        self._asking: tuple[Stretch, list[Piece], int, int] | None = (
-            None  # stretch, snippet, coarse, bytes still wanted
-        )
+        self._asking: _Question | None = None  # the latest, as long as it may want what comes
+        self._unanswered: list[_Question] = []
         self._tail: tuple[int, list[Any]] | None = None  # rate and pieces around the end of the last loud window
         self._recent: Stretch | None = None  # the latest stretch
-        # What was the latest before it, with its last loud window and tail: should the ear say that it was none.
-        self._before: tuple[Stretch | None, tuple[int, int], tuple[int, list[Any]] | None] = (None, (0, 0), None)
         self._cleared = False  # what comes next is new
         self.begin_turn()
 
@@ -128,6 +148,7 @@ class Hearing:
         self._busy = keep or self._asking is not None
         self.stretches: list[Stretch] = []
         self.older = self._recent
+        self._turn_from = self._serial
         self.utterances: list[Utterance] = []
         self._utterance: Utterance | None = None
         self._utterance_is_older = False  # it goes on with what was said before this turn
@@ -209,6 +230,7 @@ class Hearing:
             if self.rate:
                 self._break_run()
                 self._end_utterance()
+                self._asking, self._busy = None, self.keep is not None  # pieces of one question are of one rate
             self.rate, self._window = rate, max(1, int(rate * WINDOW_S))
         self._last_bytes, self._length_s = size, size / (2 * rate)
         self._ring_most_bytes = round(_RING_MOST_S * rate) * 2 + size
@@ -266,19 +288,13 @@ class Hearing:
         stretch.first_chunk_at, stretch.first_chunk_width_s = self._run_began_at, self._run_width_s
         if self._utterance is not None and self._utterance_is_older:
             self._utterance, self._utterance_is_older = Utterance(piece.play_at), False
-        self._before = (self._recent, self._last_loud, self._tail or (self.rate, list(self._ring)))
+        before = (self._recent, self._last_loud, self._tail or (self.rate, list(self._ring)))
         self._cleared = False
         self.stretches.append(stretch)
         self._recent = stretch
         snippet = [Piece(*before) for before in self._ring]
         coarse = sum(len(before.pcm) for before in snippet[:-1]) // 2 + inside
-        wanted = int(CONTEXT_S * self.rate) * 2 - (len(piece.pcm) - 2 * inside)
-        self._asking = (stretch, snippet, coarse, wanted)
-        self._busy = True
-        if wanted <= 0:
-            self._ask_for_onset()
-        else:
-            self._later(self.playhead + CONTEXT_S, lambda: self._ask_if_still(stretch))
+        self._attend_to(_Question(stretch, snippet, coarse, self.rate, before))
         return stretch
 
     def _note(self, utterance: Utterance, at: float) -> None:
@@ -329,8 +345,8 @@ class Hearing:
             self.playhead = at
             while self.stretches and self.stretches[-1].audible_at >= at:
                 gone = self.stretches.pop()
-                if self._asking is not None and self._asking[0] is gone:
-                    self._asking = None
+                if self._asking is not None and self._asking.stretch is gone:
+                    self._asking, self._busy = None, self.keep is not None
                 self._recent = self.stretches[-1] if self.stretches else self.older
                 self._last_loud = (-1, 0)  # was in what is gone
             if self._recent is not None and self._recent.last_loud_at > at:
@@ -339,6 +355,7 @@ class Hearing:
                 self.keep[:] = [_until(at, piece, self.rate) for piece in self.keep if piece.play_at < at]
         self._break_run()
         self._end_utterance()
+        self.utterances = [utterance for utterance in self.utterances if utterance.at[0] < at]
         return was_audible
 
     def agent_said_stop(self) -> None:
@@ -353,50 +370,129 @@ class Hearing:
 
     # ---- with the ear
 
-    def _more_for_the_ear(self, piece: Piece) -> None:
-        assert self._asking is not None
-        stretch, snippet, coarse, wanted = self._asking
-        snippet.append(piece)
-        wanted -= len(piece.pcm)
-        self._asking = (stretch, snippet, coarse, wanted)
-        if wanted <= 0:
+    def _attend_to(self, question: _Question) -> None:
+        """Ask it as soon as there is enough, and hold what comes until it is answered."""
+        self._asking, self._busy = question, True
+        self._unanswered.append(question)
+        if question.wanted <= 0:
             self._ask_for_onset()
+        else:
+            self._later(self.playhead + CONTEXT_S, lambda: self._ask_if_still(question))
 
-    def _ask_if_still(self, stretch: Stretch) -> None:
-        if self._asking is not None and self._asking[0] is stretch:
+    def _more_for_the_ear(self, piece: Piece) -> None:
+        question = self._asking
+        assert question is not None
+        question.pieces.append(piece)
+        question.wanted -= len(piece.pcm)
+        question.room -= len(piece.pcm)
+        if question.wanted <= 0 and not question.asked:
+            self._ask_for_onset()
+        if question.room <= 0 and self._asking is question:
+            self._asking, self._busy = None, self.keep is not None
+
+    def _ask_if_still(self, question: _Question) -> None:
+        if self._asking is question:
             self._ask_for_onset()
 
     def _ask_for_onset(self) -> None:
-        if self._asking is None:
-            return
-        stretch, snippet, coarse, _ = self._asking
-        self._asking, self._busy = None, self.keep is not None
+        if self._asking is not None and not self._asking.asked:
+            self._ask_about(self._asking)
+
+    def _ask_about(self, question: _Question) -> None:
+        question.asked = True
+        stretch, rate = question.stretch, question.rate
         # Nothing is put where nothing came: the ear would take silence of ours for the agent's room.
-        pcm, rate = b"".join(piece.pcm for piece in snippet), self.rate
+        pcm = _pcm(question.pieces)[: 2 * (question.coarse + int(CONTEXT_S * rate))]
 
         def then(answer: Any) -> None:
-            if isinstance(answer, Exception):  # the ear was lost: the gate's word has to do
-                _place(stretch, snippet, coarse, rate, "gate")
-            elif answer is None:
-                self._forget(stretch)
+            self._unanswered.remove(question)
+            if answer is None:
+                self._said_no(question)
             else:
-                _place(stretch, snippet, int(answer), rate, "ear")
-                # Not the first loud sample where the ear had just said no to something before it.
-                loud = int(answer) + first_loud_sample(pcm[2 * int(answer) :], self._threshold)
-                stretch.audible_at = min(stretch.audible_at, _at(snippet, loud, rate)[0])
+                if self._asking is question:
+                    self._asking, self._busy = None, self.keep is not None
+                if isinstance(answer, Exception):  # the ear was lost: the gate's word has to do
+                    _place(stretch, question.pieces, question.coarse, rate, "gate")
+                else:
+                    _place(stretch, question.pieces, int(answer), rate, "ear")
+                    # Not the first loud sample where the ear had just said no to something before it.
+                    loud = int(answer) + first_loud_sample(pcm[2 * int(answer) :], self._threshold)
+                    stretch.audible_at = min(stretch.audible_at, _at(question.pieces, loud, rate)[0])
             self._on_change()
 
-        self._ask("onset", [pcm, rate, coarse], then)
+        self._ask("onset", [pcm, rate, question.coarse], then)
 
-    def _forget(self, stretch: Stretch) -> None:
-        """It was no speech."""
+    def _said_no(self, question: _Question) -> None:
+        """It was no speech. What was loud after it may be: all of it may have come before it plays."""
+        latest, stretch = self._asking is question, question.stretch
+        if latest:
+            self._asking, self._busy = None, self.keep is not None
+        if stretch not in self.stretches and stretch is not self.older and stretch is not self._recent:
+            return
+        next_at, not_before = self._next_loud(question)
+        if next_at is None:
+            self._forget(question, not_before)
+            return
+        again = self._begun_at(question, next_at)
+        if latest:
+            self._attend_to(again)
+        else:
+            self._unanswered.append(again)
+            self._ask_about(again)
+
+    def _next_loud(self, question: _Question) -> tuple[int | None, float]:
+        """The sample with which the stretch is loud anew; or None, and the instant before which nothing will be that."""
+        pieces, rate, stretch = question.pieces, question.rate, question.stretch
+        rejected_at = _at(pieces, question.coarse, rate)[0]
+        samples = samples_of(pieces)[question.coarse :]
+        loud = question.coarse + np.flatnonzero((samples >= self._threshold) | (samples <= -self._threshold))
+        sizes = np.array([len(piece.pcm) // 2 for piece in pieces])
+        starts = np.cumsum(sizes) - sizes
+        index = np.searchsorted(starts, loud, "right") - 1
+        at = np.array([piece.play_at for piece in pieces])[index] + (loud - starts[index]) / rate
+        quiet_s = np.diff(at, prepend=rejected_at)
+        anew = (at >= rejected_at + _NOT_AGAIN_S) & (quiet_s > _SAME_SOUND_S) | (at >= rejected_at + _NOT_THE_SAME_S)
+        if self._recent is not stretch or self._cleared or stretch.cut_off:
+            anew &= at < stretch.last_loud_at  # what comes later is another's
+        if anew.any():
+            return int(loud[anew.argmax()]), 0.0
+        ends_at = pieces[-1].play_at + len(pieces[-1].pcm) / (2 * rate)
+        goes_on = at.size and ends_at - at[-1] <= _SAME_SOUND_S
+        return None, rejected_at + (_NOT_THE_SAME_S if goes_on else _NOT_AGAIN_S)
+
+    def _begun_at(self, question: _Question, position: int) -> _Question:
+        """The stretch begins with this sample instead: the question about that."""
+        stretch, pieces, rate = question.stretch, question.pieces, question.rate
+        begins_at, piece = _at(pieces, position, rate)
+        stretch.audible_at, stretch.audible_width_s, stretch.arrived_at = begins_at, piece.width_s, piece.at
+        stretch.last_loud_at = max(stretch.last_loud_at, begins_at)
+        if stretch is self.older and piece.serial >= self._turn_from:
+            self.older = question.before[0]
+            self.stretches.insert(0, stretch)
+        # From the run's first piece or, where that is longer ago, from one long enough before.
+        first = pieces.index(piece)
+        while first and begins_at - pieces[first].play_at < _RING_S:
+            last = pieces[first - 1]
+            if pieces[first].play_at - last.play_at - len(last.pcm) / (2 * rate) > _NEW_RUN_S:
+                stretch.first_chunk_at, stretch.first_chunk_width_s = pieces[first].at, pieces[first].width_s
+                break
+            first -= 1
+        coarse = position - sum(len(piece.pcm) // 2 for piece in pieces[:first])
+        return _Question(stretch, pieces[first:], coarse, rate, question.before)
+
+    def _forget(self, question: _Question, not_before: float) -> None:
+        """There was no speech in it."""
+        stretch = question.stretch
         if stretch in self.stretches:
             self.stretches.remove(stretch)
         if self.older is stretch:
-            self.older = self._before[0]
+            self.older = question.before[0]
+        for later in self._unanswered:
+            if later.before[0] is stretch:
+                later.before = question.before
         if self._recent is stretch:
-            self._recent, self._last_loud, self._tail = self._before
-            self._deaf_until = self.playhead + _NOT_AGAIN_S
+            self._recent, self._last_loud, self._tail = question.before
+            self._deaf_until = not_before
 
     def ask_for_offset(self, then: Callable[[float | None], None]) -> None:
         """Where the agent's voice really ended, for the latest stretch; None where only the gate can tell."""
@@ -443,4 +539,8 @@ def _at(snippet: list[Piece], position: int, rate: int) -> tuple[float, Piece]:
 
 def samples_of(pieces: list[Piece]) -> Samples:
     """The samples of pieces, one after the other, without the holes between them."""
-    return np.frombuffer(b"".join(piece.pcm for piece in pieces), np.int16) if pieces else np.empty(0, np.int16)
+    return np.frombuffer(_pcm(pieces), np.int16) if pieces else np.empty(0, np.int16)
+
+
+def _pcm(pieces: list[Piece]) -> bytes:
+    return b"".join(piece.pcm for piece in pieces)

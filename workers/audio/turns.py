@@ -56,17 +56,21 @@ def onset(samples: Samples, rate: int, coarse: int) -> int | None:
     """The first sample of the voice that is loud at `coarse`; None where that is no voice.
 
     samples: int16, mono, about SNIPPET_S before `coarse` and as much after. Weak beginnings (f, h) are found up to
-    0.25 s before `coarse`, under noise as far as they stand out of it.
+    0.25 s before `coarse`, under noise as far as they stand out of it. After a click at `coarse` that stands alone the
+    voice is the one that is loud next.
     """
     heard = _centred(samples, rate)
     begin = _edge(heard, rate, coarse)
-    return begin if _is_speech(heard[begin:], rate) else None
+    return begin if begin is not None and _is_speech(heard[begin:], rate) else None
 
 
 def offset(samples: Samples, rate: int, coarse: int) -> int | None:
     """One past the last sample of the voice that is loud until `coarse`; None where that is no voice."""
     heard = _centred(samples, rate)
-    end = len(heard) - _edge(heard[::-1], rate, len(heard) - coarse)
+    before_end = _edge(heard[::-1], rate, len(heard) - coarse)
+    if before_end is None:
+        return None
+    end = len(heard) - before_end
     # Whole windows, counted from the end: a click is then in as few as it can be.
     return end if _is_speech(heard[end % _samples(rate, _WINDOW_S) : end], rate) else None
 
@@ -87,9 +91,10 @@ def speech(samples: Samples, rate: int) -> list[Span]:
     for stretch in filter(len, np.split(loud, np.flatnonzero(np.diff(loud) > BRIDGED_S / _WINDOW_S) + 1)):
         first, last = int(stretch[0]) * window, (int(stretch[-1]) + 1) * window
         before, after = max(0, first - around), min(len(heard), last + around)
-        begin = before + _edge(heard[before : first + around], rate, first - before)
-        tail = heard[max(0, last - around) : after][::-1]
-        end = after - _edge(tail, rate, after - last)
+        leading = _edge(heard[before : first + around], rate, first - before)
+        begin = first if leading is None else before + leading
+        trailing = _edge(heard[max(0, last - around) : after][::-1], rate, after - last)
+        end = last if trailing is None else after - trailing
         if end <= begin or not _is_speech(heard[begin:end], rate):
             continue
         if spans and begin - spans[-1].offset < BRIDGED_S * rate:
@@ -111,8 +116,8 @@ def _centred(samples: Samples, rate: int) -> _Floats:
     return heard
 
 
-def _edge(heard: _Floats, rate: int, coarse: int) -> int:
-    """Where the voice that is loud at `coarse` leaves the noise before it; a sample position."""
+def _edge(heard: _Floats, rate: int, coarse: int) -> int | None:
+    """Where the voice that is loud at `coarse`, or next, leaves the noise before it; a sample position."""
     step = _samples(rate, _STEP_S)
     # Whole steps, counted from the loud end, so that the mirrored question gets the mirrored answer.
     start = min(len(heard), coarse + _samples(rate, _AHEAD_S))
@@ -130,6 +135,9 @@ def _edge(heard: _Floats, rate: int, coarse: int) -> int:
     highs = np.flatnonzero(total >= np.maximum.accumulate(total))
     silence = np.flatnonzero(np.diff(highs) > _CLOSURE_S / _STEP_S)
     high = float(total[highs[silence[0]] if silence.size else highs[-1]])
+    if high <= _CAP:  # nothing near `coarse` lasts
+        loud = np.abs(heard[start:]) >= _amplitude(GATE_DBFS)
+        return _edge(heard, rate, start + int(loud.argmax())) if loud.any() else None
     steps = int(np.argmax(total >= high - _CHANCE)) + 1
     begin = start - steps * step
     level = _PEAKS * np.sqrt(_noise(heard[: max(coarse, step)], rate, float(np.square(heard).max(initial=0.0))))

@@ -21,6 +21,7 @@ from workers.clients.link import Arrival, Link, Switchboard
 from workers.clients.rtvi import one_line
 from workers.clients.websocket import CLOSE, PING, PONG, BadFrame, Frames, Message, close_reason, frame
 from workers.failures import TurnFailed
+from workers.manifest import without_credentials
 
 MOST_UNSENT_BYTES = 256 * 1024  # 8 s of 16 kHz audio that the peer does not read
 _LONGEST_HEAD = 16 * 1024  # of an answer to the handshake: websocket-client reads it byte by byte
@@ -199,6 +200,7 @@ _CLOSE_HINTS = {
 def _shake_hands(pipe: "_Handshake", address: str, token: str | None) -> None:
     header = [f"Authorization: Bearer {token}"] if token else []
     kinds = ("user-agent: cicada",)
+    shown = without_credentials(address)
     line = websocket.WebSocket(skip_utf8_validation=True)
     CookieJar.jar.clear()  # it is the whole process's: a caller's cookie would bind all others to its server
     try:
@@ -207,26 +209,26 @@ def _shake_hands(pipe: "_Handshake", address: str, token: str | None) -> None:
         )
         status = line.getstatus()
         if status != 101:
-            raise TurnFailed("refused", f"http_{status}", f"HTTP {status} instead of a WebSocket at {address}")
+            raise TurnFailed("refused", f"http_{status}", f"HTTP {status} instead of a WebSocket at {shown}")
     except websocket.WebSocketBadStatusException as error:
-        raise _refused(error.status_code, error.resp_body, address) from None
+        raise _refused(error.status_code, error.resp_body, shown) from None
     except (websocket.WebSocketTimeoutException, TimeoutError):
         if (refusal := pipe.refusal()) is not None:
-            raise _refused(*refusal, address) from None
-        line_ = f"no WebSocket handshake with {address} in time (connect_timeout_s)"
+            raise _refused(*refusal, shown) from None
+        line_ = f"no WebSocket handshake with {shown} in time (connect_timeout_s)"
         raise TurnFailed("timed_out", "connect_timeout", line_) from None
     except (websocket.WebSocketConnectionClosedException, ConnectionError) as error:
         if (refusal := pipe.refusal()) is not None:
-            raise _refused(*refusal, address) from None
+            raise _refused(*refusal, shown) from None
         line_ = f"the server closed the connection in the WebSocket handshake: {error}"
         raise TurnFailed("disconnected", "closed_before_answer", line_) from None
     except (websocket.WebSocketException, ValueError, OSError) as error:
         told = line.handshake_response
         if told is not None and 300 <= told.status < 400:
             moved = one_line(told.headers.get("location"))
-            line_ = f"HTTP {told.status} instead of a WebSocket at {address}: it has moved to {moved}"
+            line_ = f"HTTP {told.status} instead of a WebSocket at {shown}: it has moved to {moved}"
             raise TurnFailed("refused", f"http_{told.status}", line_) from None
-        line_ = f"what answers at {address} speaks no WebSocket: {' '.join(str(error).split())[:200]}"
+        line_ = f"what answers at {shown} speaks no WebSocket: {' '.join(str(error).split())[:200]}"
         raise TurnFailed("protocol_error", "not_websocket", line_) from None
 
 

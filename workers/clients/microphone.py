@@ -150,12 +150,14 @@ class Booth:
                 chunk = clip.next(due_at, at)
                 if clip.over:
                     microphone.clip_due_at = _NEVER
-            if microphone.encode is not None:
-                chunk = microphone.encode(chunk)
             try:
+                if microphone.encode is not None:
+                    chunk = microphone.encode(chunk)
                 microphone.send(chunk)
             except OSError as error:
                 microphone.line.broke(error)
+            except Exception as error:  # a bug of ours must not silence the others
+                microphone.call.failed(error)
         # A call's turn to be heard comes each tenth of a second: what it takes to hear it is then fetched once for
         # several chunks, and the gate sees as many at a time.
         turn = self._tick // len(self._slots) % self._rounds

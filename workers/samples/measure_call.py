@@ -43,6 +43,7 @@ class CallTurn(Turn):
     yielded: bool | None = None
     false_barge_ins: int = 0
     interruptions: int = 0
+    interrupted_at: float = 0.0  # the first of them
     agent_stopped_hint_at: float = 0.0
 
     @property
