@@ -97,7 +97,7 @@ def test_a_call_outlives_what_is_no_end(held: Held) -> None:
 def test_nothing_crashed(held: Held) -> None:
     assert "Traceback" not in held.said, held.said
     assert "internal_error" not in set(held.rows.error_kind)
-    assert held.status == 1
+    assert held.status == 1, held.said
 
 
 def _tls() -> ssl.SSLContext:

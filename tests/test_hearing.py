@@ -349,6 +349,99 @@ def test_a_click_before_the_turn_that_the_ear_rejects_in_it() -> None:
     assert listener.rest().only.onset_at == near(end + 0.25)
 
 
+class Slow(Listener):
+    """Its ear answers every 100 ms, however much came meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__("later")
+        self._answers_at = T0 + 0.1
+
+    def until(self, at: float) -> None:
+        super().until(at)
+        while self.owed and at >= self._answers_at:
+            self.answer()
+            if at == float("inf"):
+                super().until(at)
+        self._answers_at = max(self._answers_at, at + 0.1 if at >= self._answers_at else 0.0)
+
+    def hear_fast(self, signal: Samples, size: int, speed: float) -> "Slow":
+        """So many times as fast as it plays."""
+        chunks = cut(signal, size)
+        self.hear_at(chunks, [T0 + k * size / RATE / speed for k in range(len(chunks))])
+        self.rest()
+        return self
+
+
+@pytest.mark.parametrize("speed", [1.0, 1.3, 4.0, 1e6])
+@pytest.mark.parametrize("size", [320, 1_600, 1_000_000])
+@pytest.mark.parametrize("before", ["click", "hiss", "crackle"])
+def test_a_voice_soon_after_what_is_none_is_found_however_fast_it_comes(before: str, size: int, speed: float) -> None:
+    """All of it may have come before the ear says no to its beginning."""
+    crackle = joined(*[joined(click(), quiet(0.07))] * 6)
+    sound = {"click": click(), "hiss": hiss(0.12, 900), "crackle": crackle}[before]
+    for pause_s in (0.2, 0.25, 0.35, 0.45, 0.6, 1.0) if before == "hiss" else (0.05, 0.12, 0.2, 0.25, 0.35, 0.6, 1.0):
+        signal = joined(quiet(0.2), sound, quiet(pause_s), voice(2.0), quiet(0.6))
+        listener = Slow().hear_fast(signal, size, speed)
+        true_at = T0 + 0.2 + len(sound) / RATE + pause_s
+        assert listener.only.by == "ear"
+        assert listener.only.onset_at == pytest.approx(true_at, abs=0.002), pause_s
+        assert listener.only.audible_at == pytest.approx(true_at, abs=0.002), pause_s
+        assert listener.hearing.last_loud_at == near(true_at + 2.0, 160)
+        listener.ear = "at once"
+        assert listener.offset_at() == near(true_at + 2.0)
+
+
+def test_a_voice_that_comes_while_the_ear_thinks_of_a_click_belongs_to_the_turn_it_comes_in() -> None:
+    listener = Listener("later")
+    end = listener.hear_paced(joined(quiet(0.5), click(), quiet(0.34)), 320)
+    listener.hearing.begin_turn()
+    listener.hear_paced(joined(quiet(0.05), voice(0.5), quiet(0.5)), 320, end)
+    for _ in range(3):
+        listener.answer()
+    assert listener.hearing.older is None
+    assert listener.only.onset_at == near(end + 0.05)
+
+
+def test_two_clicks_that_the_ear_rejects_one_after_the_other() -> None:
+    """Neither is heard of again, and the voice before them ends where it did."""
+    for spoken in (False, True):
+        listener = Listener()
+        end = listener.hear_paced(joined(voice(0.5) if spoken else quiet(0.5), quiet(0.6)), 320)
+        listener.rest()
+        said = list(listener.hearing.stretches)
+        listener.ear = "later"
+        listener.hear_paced(joined(click(), quiet(0.7), click(), quiet(0.7)), 320, end)
+        listener.rest()
+        assert len(listener.owed) == 2
+        listener.answer()
+        assert listener.hearing.stretches == said
+        assert listener.hearing.last_loud_at == (near(T0 + 0.5, 160) if spoken else 0.0)
+        listener.ear = "at once"
+        assert listener.offset_at() == (near(T0 + 0.5) if spoken else None)
+
+
+def test_what_was_cleared_before_it_played_is_not_taken_up_after_a_click() -> None:
+    listener = Listener("later")
+    chunks = cut(joined(quiet(0.2), click(), quiet(0.6), voice(1.0), quiet(0.3)), 320)
+    listener.hear_at(chunks, [T0] * len(chunks))
+    listener.hearing.clear(T0 + 0.4)
+    listener.rest()
+    listener.answer()
+    assert listener.owed == []
+    assert listener.hearing.stretches == []
+    assert listener.hearing.last_loud_at == 0.0
+
+
+def test_what_comes_while_the_ear_thinks_is_not_held_for_ever() -> None:
+    listener = Listener("later")
+    listener.hear_paced(joined(click(), quiet(0.4), voice(60.0)), 320)
+    assert held_bytes(listener.hearing) < 8 * 2 * RATE
+    for _ in range(3):
+        listener.answer()
+    assert listener.rest().only.onset_at == near(T0 + 0.4 + 2 / RATE)
+    assert held_bytes(listener.hearing) < 3 * 2 * RATE + 16 * 3_100
+
+
 def test_a_click_after_the_voice_does_not_move_its_end() -> None:
     listener = Listener()
     listener.hear_paced(joined(quiet(0.5), voice(0.8), quiet(0.8), click(), quiet(0.8)), 320)
@@ -436,6 +529,20 @@ def test_a_stretch_that_was_wholly_cleared_was_never_heard() -> None:
     heard = listener.rest().only
     assert (heard.onset_at, heard.last_loud_at, heard.cut_off) == (near(T0), near(T0 + 1.0, 160), False)
     assert listener.offset_at() in (None, near(T0 + 1.0)), "not an end found in what was thrown away"
+
+
+def test_an_utterance_that_was_wholly_cleared_was_never_spoken() -> None:
+    listener = Listener()
+    burst(listener, joined(voice(1.0), quiet(1.0), voice(1.0)), T0)
+    listener.hearing.clear(T0 + 1.5)
+    (utterance,) = listener.rest().hearing.utterances_so_far()
+    assert utterance.at[0] == T0
+    burst(listener, voice(1.0), T0 + 2.0)
+    listener.hearing.clear(T0 + 2.0)
+    assert len(listener.hearing.utterances_so_far()) == 1
+    burst(listener, voice(1.0), T0 + 3.0)
+    listener.hearing.clear(T0 + 3.1)
+    assert len(listener.hearing.utterances_so_far()) == 2, "some of it was heard"
 
 
 def test_an_interruption_of_silence_cuts_nothing() -> None:

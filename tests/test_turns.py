@@ -176,6 +176,29 @@ def test_a_click_beside_the_voice_is_no_part_of_it() -> None:
     assert turns.speech(signal, rate) == [pytest.approx(truth, abs=0.0005 * rate)]
 
 
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("noise_dbfs", [None, -60])
+@pytest.mark.parametrize("pause_s", [0.08, 0.12, 0.15, 0.2, 0.24])
+def test_a_place_that_a_click_made_loud_is_not_taken_for_the_voices(
+    rate: int, noise_dbfs: float | None, pause_s: float
+) -> None:
+    """The voice beside it is, as far as the snippet shows it: its edge is no silence between the two."""
+    voice = tone(rate, 0.7, 200, -12, 5)
+    click, pause = np.full(int(0.0025 * rate), full_scale(-9)), np.zeros(int(pause_s * rate))
+    signal, truth = padded(np.concatenate([click, pause, voice, pause, click]), rate, noise_dbfs)
+    begin, end = heard(signal, rate)
+    beside = len(click) + len(pause)
+    assert begin == pytest.approx(truth.onset + beside, abs=0.0015 * rate)
+    assert end == pytest.approx(truth.offset - beside, abs=0.0015 * rate)
+
+
+def test_a_click_far_from_the_voice_is_none() -> None:
+    rate = 16_000
+    parts = [[full_scale(-9)], np.zeros(int(0.31 * rate)), tone(rate, 0.7, 200, -12, 5)]
+    signal, _ = padded(np.concatenate([*parts, *parts[1::-1]]), rate, None)
+    assert heard(signal, rate) == (None, None)
+
+
 def test_a_soft_recording_has_a_voice_too() -> None:
     signal, truth = padded(tone(16_000, 0.7, 200, -46, 5), 16_000, None)
     assert turns.speech(signal, 16_000) == [pytest.approx(truth, abs=16)]

@@ -81,6 +81,8 @@ class Call:
             where, timeout_s = self._calling.target, self._scenario.connect_timeout_s
             self.line = Line.connect(where, self.stream_id, timeout_s, self._calling.board)
         except BaseException as error:
+            if self._user.run_draining:
+                raise gevent.GreenletExit from None  # the run is over: nobody can write this row any more
             self._run.begin(turn)
             self._user.unsettled = turn
             self._close_failed(turn, error)
@@ -428,6 +430,8 @@ class Call:
             return
         if self._turn is not None and not self._turn.ended_at:
             raise gone
+        if self._user.run_draining:
+            raise gevent.GreenletExit
         # Nobody was speaking: the turn that would have been next is the one that failed.
         turn = self._new_turn("lost between turns", time.monotonic())
         self._turns += 1

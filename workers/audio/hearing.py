@@ -2,8 +2,8 @@
 
 Playout at prebuffer 0: a chunk plays when it has arrived and what came before it has played; an interruption clears
 what has not yet played. A level gate opens a *stretch* of speech; the ear (VAD, backdated) then says where its voice
-really begins, or that it is none: then what was loud next in the stretch is what began it. A stretch ends with half a second
-without anything loud.
+really begins, or that it is none: then the stretch begins with what was loud next. It ends with half a second without
+anything loud.
 
 Audio that comes later than the end of what played before leaves a hole. It is a stall where the speech before it broke
 off; it is a pause that the server meant where that had ended: with quiet, with the server's word, or with a chunk
@@ -30,7 +30,7 @@ _CATCH_UP_S = 0.5  # after a longer hole an agent begins anew, it does not make 
 _NEW_RUN_S = 0.05  # a longer hole parts two runs of audio: their samples are not neighbours
 _ENDED_QUIET_S = 0.1  # quiet before a hole: the utterance had ended
 _TAIL_S = 0.25  # quiet after which what surrounds the end of the voice is put aside for the ear
-_NOT_AGAIN_S = 0.2  # after a place that the ear said no to, for this long,
+_NOT_AGAIN_S = 0.1  # after a place that the ear said no to, for this long,
 _NOT_THE_SAME_S = 0.5  # and for this long where it has been loud ever since
 _SAME_SOUND_S = 0.05  # quiet for longer is an end of that
 _HELD_S = 4.0  # of what came after a place are held until the ear has answered
@@ -415,9 +415,9 @@ class Hearing:
                     _place(stretch, question.pieces, question.coarse, rate, "gate")
                 else:
                     _place(stretch, question.pieces, int(answer), rate, "ear")
-                    # Not the first loud sample where the ear had just said no to something before it.
+                    # The gate's place may be inside the voice, or a click before it.
                     loud = int(answer) + first_loud_sample(pcm[2 * int(answer) :], self._threshold)
-                    stretch.audible_at = min(stretch.audible_at, _at(question.pieces, loud, rate)[0])
+                    _begin(stretch, *_at(question.pieces, loud, rate))
             self._on_change()
 
         self._ask("onset", [pcm, rate, question.coarse], then)
@@ -441,7 +441,7 @@ class Hearing:
             self._ask_about(again)
 
     def _next_loud(self, question: _Question) -> tuple[int | None, float]:
-        """The sample with which the stretch is loud anew; or None, and the instant before which nothing will be that."""
+        """The sample with which the stretch is loud anew; or None, and the instant before which nothing will be."""
         pieces, rate, stretch = question.pieces, question.rate, question.stretch
         rejected_at = _at(pieces, question.coarse, rate)[0]
         samples = samples_of(pieces)[question.coarse :]
@@ -464,7 +464,7 @@ class Hearing:
         """The stretch begins with this sample instead: the question about that."""
         stretch, pieces, rate = question.stretch, question.pieces, question.rate
         begins_at, piece = _at(pieces, position, rate)
-        stretch.audible_at, stretch.audible_width_s, stretch.arrived_at = begins_at, piece.width_s, piece.at
+        _begin(stretch, begins_at, piece)
         stretch.last_loud_at = max(stretch.last_loud_at, begins_at)
         if stretch is self.older and piece.serial >= self._turn_from:
             self.older = question.before[0]
@@ -517,6 +517,11 @@ class Hearing:
 def _until(at: float, piece: Piece, rate: int) -> Piece:
     """What of a piece had played at `at`."""
     return piece._replace(pcm=piece.pcm[: 2 * round((at - piece.play_at) * rate)])
+
+
+def _begin(stretch: Stretch, audible_at: float, piece: Piece) -> None:
+    """It is in this piece that it begins to be audible."""
+    stretch.audible_at, stretch.audible_width_s, stretch.arrived_at = audible_at, piece.width_s, piece.at
 
 
 def _place(stretch: Stretch, snippet: list[Piece], position: int, rate: int, by: str) -> None:
