@@ -95,7 +95,7 @@ def test_the_window_opens_when_the_last_client_has_started(benchmark: Benchmark)
     assert early.empty or early.intended_at.max() < measured.intended_at.min()
     assert measured.intended_at.min() > starts[0] + 0.5
     assert measured.intended_at.max() - measured.intended_at.min() > 2
-    assert rows.ended_at.max() - starts[0] == pytest.approx(6.0, abs=2.0), "a second of starting, five measured"
+    assert 5.0 < rows.ended_at.max() - starts[0] < 12.0, "a second of starting, five measured, and what was in flight"
 
 
 def test_all_workers_rows_are_there(benchmark: Benchmark) -> None:

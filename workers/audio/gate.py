@@ -20,18 +20,17 @@ def loud_windows(chunks: Sequence[bytes], rate: int, threshold: int) -> list[tup
     width = samples.shape[1]
     if not width:
         return [QUIET] * len(chunks)
+    # int16's -32768 has no positive counterpart, but seen as unsigned its absolute value is right.
+    size = np.abs(samples).view(np.uint16)
     if width % window == 0:
-        blocks = samples.reshape(len(chunks), -1, window)
-        high, low = np.maximum.reduce(blocks, 2), np.minimum.reduce(blocks, 2)
+        high = np.maximum.reduce(size.reshape(len(chunks), -1, window), 2)
     else:
-        starts = np.arange(0, width, window)
-        high, low = np.maximum.reduceat(samples, starts, 1), np.minimum.reduceat(samples, starts, 1)
-    # Both signs: int16's -32768 has no positive counterpart.
-    loud = (high >= threshold) | (low <= -threshold)
+        high = np.maximum.reduceat(size, np.arange(0, width, window), 1)
+    loud = high >= threshold
+    if not np.count_nonzero(loud):
+        return [QUIET] * len(chunks)
     count = loud.shape[1]
     heard = np.logical_or.reduce(loud, 1)
-    if not np.logical_or.reduce(heard):
-        return [QUIET] * len(chunks)
     first = loud.argmax(1)
     last = count - 1 - loud[:, ::-1].argmax(1)
     first[~heard] = last[~heard] = -1

@@ -90,18 +90,25 @@ class Switchboard:
         """`change` more (or fewer) links await bytes. While any does, the sockets are polled twice a millisecond."""
         self.awaiting += change
         if self.awaiting > 0:
-            self._beat.start()
+            self._start_beat()
 
     def each_beat(self, action: Callable[[], object] | None) -> None:
         """Call `action` twice a millisecond, before the sockets are polled; None: no more."""
         self._on_each_beat = action
-        self._beat.start()
+        self._start_beat()
+
+    def _start_beat(self) -> None:
+        if not self._beat.going:
+            self._beat.start()
+            # The beat polls often enough, and the kernel says when bytes came: being woken for each is not needed.
+            self._watcher.stop()
 
     def _on_beat(self) -> None:
         if self._on_each_beat is not None:
             self._on_each_beat()
         elif self.awaiting <= 0:
             self._beat.stop()
+            self._watcher.start(self.poll)
             return
         if time.monotonic() - self.polled_at >= POLL_EVERY_S * 0.5:
             self.poll()

@@ -16,6 +16,8 @@ from workers.clients.link import Switchboard
 
 SLOT_S = 0.001
 HEARD_EVERY_S = 0.1
+_HEARD_TOGETHER = 10  # calls: more make no chunk cheaper, and keep the next slot waiting
+_HEARD_WITHIN = 5  # slots
 _MOST_AT_ONCE = 50  # slots caught up in a row before sockets are read again
 _NEVER = float("inf")
 
@@ -90,6 +92,7 @@ class Booth:
         count = max(1, round(chunk_s / SLOT_S))
         self._slot_s = chunk_s / count
         self._rounds = max(1, round(HEARD_EVERY_S / chunk_s))
+        self._due: list[Any] = []  # calls to be heard
         self._slots: list[list[Microphone]] = [[] for _ in range(count)]
         self._began_at = floor(time.monotonic())  # on a beat, and past: a slot is never waited for
         self._tick = 0
@@ -135,6 +138,9 @@ class Booth:
             self._tick += 1
             if slot:
                 self._send(slot, due_at)
+            if self._due and (len(self._due) >= _HEARD_TOGETHER or self._tick % _HEARD_WITHIN == 0):
+                due, self._due = self._due, []
+                self._hear(due)
 
     def _send(self, slot: list[Microphone], due_at: float) -> None:
         now = time.monotonic
@@ -162,6 +168,4 @@ class Booth:
         # several chunks, and the gate sees as many at a time.
         turn = self._tick // len(self._slots) % self._rounds
         calls = slot[turn :: self._rounds]
-        heard = [microphone.call for microphone in calls if microphone.line.inbox or microphone.line.gone is not None]
-        if heard:
-            self._hear(heard)
+        self._due += [mic.call for mic in calls if mic.line.inbox or mic.line.gone is not None]
