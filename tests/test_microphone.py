@@ -259,7 +259,8 @@ def test_what_came_is_heard_within_a_tenth_of_a_second_and_a_few_slots(clock: Cl
     room.lines[2].gone = "closed"
     clock.go(HEARD_EVERY_S + 2 * CHUNK_S)
     heard = [call for _, calls in room.heard for call in calls]
-    assert set(heard) == {microphones[1].call, microphones[2].call}
+    assert all(any(call is microphone.call for call in heard) for microphone in microphones[1:])
+    assert not any(call is microphones[0].call for call in heard)
     assert len(room.heard) <= 4, "several calls at once, each once a tenth of a second"
 
 
