@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.answering import answer_of, mark_early
+from workers.answering import answer_of, mark_early, quiet_at
 from workers.audio.hearing import Hearing, Piece, Stretch
 from workers.samples.measure_call import CallTurn
 
@@ -47,6 +47,31 @@ def test_whose_answer_it_is(
     listening = hearing(*heard)
     found = answer_of(turn(barge_in=barge_in), listening, owed)
     assert found is (None if expected is None else listening.stretches[expected])
+
+
+@pytest.mark.parametrize(("barge_in", "owed"), [(True, False), (False, True)])
+def test_what_begins_after_the_server_threw_its_audio_away_is_new(barge_in: bool, owed: bool) -> None:
+    listening = hearing((100.4, 100.4, "ear"), (101.0, 101.0, "ear"))
+    asked = turn(barge_in=barge_in)
+    assert answer_of(asked, listening, owed) is None
+    asked.interrupted_at = 100.6
+    assert answer_of(asked, listening, owed) is listening.stretches[1]
+
+
+@pytest.mark.parametrize(
+    ("last_loud_at", "hint_at", "ends_at"),
+    [
+        (105.0, 0.0, 106.0),
+        (105.0, 105.1, 105.3),
+        (105.0, 104.8, 105.3),  # it said so a little before the last of it had played
+        (105.0, 104.0, 106.0),  # that was about something before
+        (101.0, 0.0, 105.0),  # over before the user's last word: a false start
+        (101.0, 101.2, 105.0),  # whatever the server says of it
+        (102.1, 101.9, 103.1),  # it said so before the user's last word
+    ],
+)
+def test_when_an_answer_is_over(last_loud_at: float, hint_at: float, ends_at: float) -> None:
+    assert quiet_at(last_loud_at, OFFSET, hint_at, 1.0) == pytest.approx(ends_at)
 
 
 @pytest.mark.parametrize(("onset_at", "outcome"), [(101.999, "early"), (102.0, "answered"), (102.5, "answered")])

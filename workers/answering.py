@@ -9,6 +9,9 @@ from workers.clients.microphone import Spoken
 from workers.samples.measure_call import CallTurn
 
 _NEAR_S = 0.1
+_HINTED_END_S = 0.3  # quiet that ends an answer when the server, too, says that it is over
+_HINT_EARLY_S = 0.3  # by so much it may say so before the last of it has played
+_AFTER_FALSE_START_S = 3.0
 
 
 def answer_of(turn: CallTurn, hearing: Hearing, owed: bool) -> Stretch | None:
@@ -36,6 +39,16 @@ def mark_early(turn: CallTurn, answer: Stretch) -> None:
     """Say so where the answer began before the user's last word."""
     if answer.onset_at < turn.user_offset_at:
         turn.outcome = "early"
+
+
+def quiet_at(last_loud_at: float, user_offset_at: float, stopped_hint_at: float, answer_end_s: float) -> float:
+    """When the answer will have ended, if nothing more is heard. stopped_hint_at: the server's word, 0.0 without."""
+    needed_s = answer_end_s
+    if last_loud_at <= user_offset_at:  # a false start, in a pause of the user's: the answer is still to come
+        needed_s = max(needed_s, _AFTER_FALSE_START_S)
+    elif stopped_hint_at >= max(last_loud_at - _HINT_EARLY_S, user_offset_at):
+        needed_s = min(needed_s, _HINTED_END_S)
+    return max(last_loud_at, user_offset_at) + needed_s
 
 
 def fill_in(turn: CallTurn, hearing: Hearing, spoken: Spoken, owed: bool, yield_s: float) -> None:

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     from workers.conversing import CallUser
 
 _EAR_S = 2.0  # longest wait for the ear at the end of a turn
-_HINTED_END_S = 0.3  # quiet that ends an answer when the server, too, says that it is over
 _SILENT_SOON_S = 0.3
-_AFTER_FALSE_START_S = 3.0
 _NO_MASK = bytes(4)
 
 
@@ -384,13 +382,9 @@ class Call:
 
     def _quiet_at(self, not_before: float) -> float:
         """When the answer will have ended, if nothing more is heard."""
-        last_loud_at = self.hearing.last_loud_at
-        needed_s = self._scenario.answer_end_s
-        if last_loud_at <= not_before:  # a false start, in a pause of the user's: the answer is still to come
-            needed_s = max(needed_s, _AFTER_FALSE_START_S)
-        elif self._stopped_hint_at >= max(last_loud_at - _SILENT_SOON_S, not_before):
-            needed_s = min(needed_s, _HINTED_END_S)
-        return max(last_loud_at, not_before) + needed_s
+        return answering.quiet_at(
+            self.hearing.last_loud_at, not_before, self._stopped_hint_at, self._scenario.answer_end_s
+        )
 
     def _careful_offset(self) -> float:
         answered = Signal()
