@@ -3,7 +3,9 @@
 import pytest
 
 from workers.answering import answer_of, mark_early, quiet_at
-from workers.audio.hearing import Hearing, Piece, Stretch
+from workers.audio.hearing import Hearing
+from workers.audio.pieces import Piece
+from workers.audio.stretches import Stretch
 from workers.samples.measure_call import CallTurn
 
 ONSET, OFFSET = 100.0, 102.0

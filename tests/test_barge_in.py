@@ -2,6 +2,8 @@
 
 import asyncio
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -194,3 +196,44 @@ def test_the_turn_that_is_left_for_a_barge_in_is_answered(held: Held) -> None:
             offset_at = talk.ear.mouth_at(talk.ear.heard[row.turn].last)
             began_at = talk.said[row.turn // 2 if script == "does not yield" else row.turn][0]
             assert row.floor_transfer_offset_s == pytest.approx(began_at - offset_at, abs=NEAR_S)
+
+
+PAUSING = """
+from gevent import monkey; monkey.patch_all()
+import time
+from types import SimpleNamespace
+from gevent.event import Event
+from workers.call import Call
+from workers.clients.inbox import Inbox
+from workers.clients.ticker import Ticker
+
+began_at = time.monotonic()
+
+class Hearing:
+    older = None
+    @property
+    def last_loud_at(self):  # speaks for 0.3 s, pauses until 0.8, goes on until 6
+        now = time.monotonic() - began_at
+        return began_at + (now if now < 0.3 else 0.3 if now < 0.8 else min(now, 6.0))
+
+call = Call.__new__(Call)
+call.hearing = Hearing()
+call.hearing.stretches = [SimpleNamespace(by="ear", audible_at=began_at, arrived_at=began_at, onset_at=began_at)]
+call._scenario = SimpleNamespace(answer_timeout_s=15, longest_answer_s=60, answer_end_s=1.0)
+booth, board = SimpleNamespace(chunk_s=0.02), SimpleNamespace(ticker=Ticker())
+call._calling = SimpleNamespace(booth=booth, board=board)
+call._owed, call._stopped_hint_at, call._changed = False, 0.0, Event()
+call.line = SimpleNamespace(gone=None, came=Inbox())
+turn = SimpleNamespace(user_offset_at=began_at - 0.5, user_onset_at=began_at - 2, answer=None, interrupted_at=0.0,
+                       barge_in=False, outcome="answered")
+print(call._await_answer(turn, 0.7), time.monotonic() - began_at)
+"""
+
+
+def test_who_wants_to_break_in_waits_out_a_pause_of_the_agents_and_no_longer() -> None:
+    """It pauses where the user was to break in, and goes on: then is the time, not when the answer is over."""
+    command = [sys.executable, "-c", PAUSING]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    goes_on, waited_s = done.stdout.split()
+    assert goes_on == "True", done.stderr
+    assert 0.8 <= float(waited_s) < 4.0, "it speaks on until 6.0"

@@ -28,7 +28,8 @@ from workers.audio.track import Track, amplitude
 from workers.clients.http_connection import BadTarget, HttpConnection, Target, target
 from workers.clients.http_exchange import Exchange
 from workers.clients.http_speech import DIALECTS, Say
-from workers.clients.link import Arrival, Switchboard, switchboard
+from workers.clients.inbox import Arrival
+from workers.clients.switchboard import Switchboard, switchboard
 from workers.failures import TurnFailed
 from workers.samples.measure import Turn
 

@@ -14,7 +14,7 @@ import soundfile
 from tests.test_measure_call import stretch, turn, utterance
 from workers.audio import ear_child
 from workers.audio.ear import EarLost
-from workers.audio.hearing import Piece
+from workers.audio.pieces import Piece
 from workers.keepsakes import Keepsake, Keepsakes, encode, tracks
 from workers.repertoire import Query
 from workers.samples.measure_call import CallTurn

@@ -21,7 +21,7 @@ from tests.test_link import Peer, hold, hub_errors, reset  # noqa: F401 - hub_er
 from workers.clients import line as module
 from workers.clients.http_connection import BadTarget
 from workers.clients.line import CallTarget, Line, call_target
-from workers.clients.link import switchboard
+from workers.clients.switchboard import switchboard
 from workers.clients.websocket import BINARY, CLOSE, PING, Message, frame
 from workers.failures import TurnFailed
 
@@ -134,12 +134,12 @@ def heard(line: Line, enough: Callable[[list[Message]], bool]) -> list[Message]:
     with gevent.Timeout(WITHIN_S):
         while True:
             gone = line.gone is not None
-            inbox, line.inbox = line.inbox, []
-            for data, _ in inbox:
+            for data, _ in line.came.reads():
                 for opcode, payload in line.parse(data):
                     found.append((opcode, payload))
                     if opcode >= CLOSE:
                         line.control(opcode, payload)
+            line.came.empty()
             if enough(found) or gone:
                 return found
             gevent.sleep(0.001)
@@ -197,9 +197,9 @@ def test_what_comes_behind_the_handshake_has_an_arrival() -> None:
 
     with called(act) as line:
         with gevent.Timeout(WITHIN_S):
-            while not line.inbox:
+            while not line.came:
                 gevent.sleep(0.001)
-        (_, arrival), *_ = line.inbox
+        ((_, arrival), *_) = line.came.reads()
         assert arrival.empty_at <= arrival.at <= line.ready_at + WITHIN_S
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import msgpack
 import pytest
 
-from workers.audio.hearing import Piece, Stretch, Utterance
+from workers.audio.pieces import Piece
+from workers.audio.stretches import Stretch, Utterance
 from workers.samples.measure_call import (
     SHORTEST_STALL_S,
     CallTurn,
@@ -34,10 +35,8 @@ def stretch(onset_at: float = 104.25, **facts: Any) -> Stretch:
 
 def utterance(*late_s: float, chunk_s: float = 0.125, at: float = 104.0) -> Utterance:
     """Chunks so many seconds late each."""
-    made = Utterance(at)
+    made = Utterance(at, chunk_s)
     made.at = array("d", [at + k * chunk_s + late for k, late in enumerate(late_s)])
-    made.media_s = array("d", [k * chunk_s for k in range(len(late_s))])
-    made.latest_s = max(0.0, *late_s, 0.0)
     return made
 
 

@@ -45,7 +45,7 @@ class Line:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.sent: list[tuple[float, bytes]] = []
-        self.inbox: list[object] = []
+        self.came: list[object] = []
         self.gone: object = None
         self.error: OSError | None = None
 
@@ -255,7 +255,7 @@ def test_places_that_become_free_are_taken_again(clock: Clock) -> None:
 def test_what_came_is_heard_within_a_tenth_of_a_second_and_a_few_slots(clock: Clock) -> None:
     room = Room(clock)
     microphones = [room.open() for _ in range(3)]
-    room.lines[1].inbox.append("something")
+    room.lines[1].came.append("something")
     room.lines[2].gone = "closed"
     clock.go(HEARD_EVERY_S + 2 * CHUNK_S)
     heard = [call for _, calls in room.heard for call in calls]

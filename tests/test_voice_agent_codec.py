@@ -12,7 +12,7 @@ import pytest
 
 from tests.test_websocket import cut, parse, served
 from workers.clients.codecs import CODECS
-from workers.clients.voice_agent import Pipecat, _Frame
+from workers.clients.voice_agent import Pipecat, _Frame, _like
 from workers.clients.websocket import BINARY, PING, TEXT
 from workers.events import Audio, Event, Fault, Hint, Interruption, ServerFigure, Text
 
@@ -392,3 +392,79 @@ def test_several_files_in_a_message_but_not_very_many():
     file = riff(chunk(b"fmt ", FMT), chunk(b"data", b"ab"))
     assert heard(audio(file * 3)) == [Audio(b"ababab", 16000)]
     assert heard(audio(file * 20_000)) == [Fault("bad_wav", "20000 WAV files in one message")]
+
+
+def wire(messages: list[bytes]) -> bytes:
+    return b"".join(served(BINARY, message) for message in messages)
+
+
+def as_parsed(codec: Pipecat, messages: list[bytes]) -> Audio | None:
+    """What `cut` should say: all samples, where all are audio of one kind."""
+    events = [event for message in messages for event in codec.decode(BINARY, message)]
+    kinds = {(event.rate, len(event.pcm)) if isinstance(event, Audio) else None for event in events}
+    if len(kinds) != 1 or None in kinds:
+        return None
+    return Audio(b"".join(event.pcm for event in events if isinstance(event, Audio)), events[0].rate)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_cut_is_what_would_be_decoded(seed: int) -> None:
+    """Messages like the last one, with other ids and names of the same length, and some that only look like it."""
+    rng = random.Random(seed)
+    codec = Pipecat("s")
+    size, rate = rng.choice([(320, 8000), (640, 16000), (960, 24000), (3200, 16000)])
+    for _ in range(2):  # the first tells the rate, the second how such messages look
+        codec.decode(BINARY, audio(rng.randbytes(size), rate))
+    framing = served(BINARY, audio(bytes(size), rate))[:4]
+    cuts = 0
+    for _ in range(100):
+        messages = []
+        for _ in range(rng.randint(1, 10)):
+            pcm = bytearray(rng.randbytes(size))
+            kind = rng.random()
+            if kind < 0.02:
+                pcm[:4] = b"RIFF"
+            message = audio(bytes(pcm), rate if kind < 0.97 else 48000 if rate != 48000 else 8000)
+            if 0.02 < kind < 0.04:
+                message = message[:-1] + b"\x02"  # two channels
+            messages.append(message)
+        data = bytearray(wire(messages) + b"more")
+        found = codec.cut(data, len(data) - 4, framing, len(messages))
+        if found is not None:
+            cuts += 1
+            assert found == as_parsed(Pipecat("s"), messages)
+    assert cuts > 40, "it cuts most of them"
+
+
+def test_nothing_is_cut_before_anything_was_decoded_nor_where_the_count_is_wrong() -> None:
+    message = audio(b"\x01\x02" * 320)
+    data = bytearray(wire([message] * 3))
+    codec = Pipecat("s")
+    assert codec.cut(data, len(data), b"", 3) is None
+    for _ in range(2):
+        codec.decode(BINARY, message)
+    framing = bytes(data[:4])
+    assert codec.cut(data, len(data), framing, 3) == Audio(b"\x01\x02" * 960, 16000)
+    assert codec.cut(data, len(data), framing, 2) is None
+    assert codec.cut(data, len(data) - 1, framing, 3) is None
+    assert codec.cut(data, len(data), b"\x82\x7e\x00\x00", 3) is None
+
+
+def test_messages_of_ever_other_lengths_are_only_parsed() -> None:
+    """A pattern for each would cost a hundred times what parsing does."""
+    codec = Pipecat("s")
+    made = _like.cache_info().misses
+    for size in range(600, 900, 2):
+        (heard,) = codec.decode(BINARY, audio(bytes(size)))
+        assert heard == Audio(bytes(size), 16000)
+        data = bytearray(served(BINARY, audio(bytes(size))))
+        assert codec.cut(data, len(data), bytes(data[:4]), 1) is None
+    assert _like.cache_info().misses == made
+
+
+def test_very_many_at_once_are_parsed() -> None:
+    codec, message = Pipecat("s"), audio(bytes(640))
+    for _ in range(3):
+        codec.decode(BINARY, message)
+    data = bytearray(wire([message] * 200))
+    assert codec.cut(data, len(data), bytes(data[:4]), 200) is None

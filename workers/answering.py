@@ -4,7 +4,8 @@ Speech is stale, and no answer, where it was there before the user's first word,
 turn before. What is left is this turn's answer, early where it began before the user's last word.
 """
 
-from workers.audio.hearing import Hearing, Stretch
+from workers.audio.hearing import Hearing
+from workers.audio.stretches import Stretch
 from workers.clients.microphone import Spoken
 from workers.samples.measure_call import CallTurn
 

@@ -11,11 +11,13 @@ from gevent.event import Event as Signal
 from locust.exception import RescheduleTask, StopUser
 
 from workers import answering
-from workers.audio.hearing import Stretch, samples_of
+from workers.audio.pieces import samples_of
+from workers.audio.stretches import Stretch
 from workers.calling import Calling
+from workers.clients.inbox import Arrival
 from workers.clients.line import Line
-from workers.clients.link import Arrival
 from workers.clients.microphone import Spoken
+from workers.clients.ticker import Call as Due
 from workers.clients.websocket import frame
 from workers.events import Event, Fault, Hint, Interruption, ServerFigure, Text
 from workers.failures import TurnFailed
@@ -375,7 +377,10 @@ class Call:
             if now >= limit:
                 line = f"the agent went on speaking for longest_answer_s ({scenario.longest_answer_s:g} s)"
                 raise TurnFailed("timed_out", "never_stopped", line)
-            self._wait_until(min(quiet_at, limit, leave_at if leave_at > now else limit))
+            if leave_at <= now:  # the agent pauses: it may go on, and is interrupted then
+                self._wait_until(min(quiet_at, limit, now + 0.1))
+            else:
+                self._wait_for_quiet(turn.user_offset_at, min(limit, leave_at))
         answering.mark_early(turn, answer)
         turn.agent_offset_at = self._careful_offset()
         return False
@@ -418,9 +423,31 @@ class Call:
         self._changed.wait(max(0.001, at - time.monotonic()))
         self._changed.clear()
 
+    def _wait_for_quiet(self, not_before: float, until: float) -> None:
+        """Park the greenlet until the answer has ended, something changes, or until `until`.
+
+        While the agent speaks on its end moves on, too: the ticker looks after it. Waking a greenlet costs much more.
+        """
+        ticker = self._calling.board.ticker
+        timers: list[Due] = []
+
+        def look() -> None:
+            quiet_at = self._quiet_at(not_before)
+            if quiet_at <= time.monotonic():
+                self._changed.set()
+            else:
+                timers[:] = [ticker.call_at(quiet_at, look)]
+
+        look()
+        try:
+            self._wait_until(until)
+        finally:
+            for timer in timers:
+                timer.cancel()
+
     def _raise_if_gone(self) -> None:
         gone = self.line.gone
-        if gone is None or self.line.inbox:
+        if gone is None or self.line.came:
             return
         if self._turn is not None and not self._turn.ended_at:
             raise gone

@@ -1,6 +1,7 @@
 """What all calls of a worker share: target, codec, clips, microphones, the ear. Knows nothing of turns or of Locust."""
 
 import logging
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -15,9 +16,10 @@ from workers.audio.gate import loud_windows
 from workers.audio.hearing import Hearing
 from workers.audio.track import amplitude
 from workers.clients.codecs import CODECS, Codec
+from workers.clients.inbox import Arrival, Inbox
 from workers.clients.line import CallTarget, Line, call_target
-from workers.clients.link import Arrival, Switchboard
 from workers.clients.microphone import Booth
+from workers.clients.switchboard import Switchboard
 from workers.clients.voice_agent import Pipecat
 from workers.clients.websocket import CLOSE
 from workers.events import Audio, Event
@@ -102,55 +104,87 @@ class Calling:
                 call.failed(error)
         self._batch.flush()
         for call in calls:
-            if call.line.gone is not None and not call.line.inbox:
+            if call.line.gone is not None and not call.line.came:
                 call.lost()
 
     def _decode(self, call: Listener) -> None:
+        came = call.line.came
+        if not came:
+            return
+        try:
+            cut = call.line.cut(call.codec)
+            if cut is not None:
+                self._batch.add(call, cut.pcm, cut.rate, came.instants)
+            else:
+                self._parse(call, came)
+        finally:
+            came.empty()  # once heard, right or wrong
+
+    def _parse(self, call: Listener, came: Inbox) -> None:
         batch, line, decode = self._batch, call.line, call.codec.decode
-        inbox, line.inbox = line.inbox, []
-        for data, arrival in inbox:
+        alike = _Alike()
+        for data, arrival in came.reads():
             for opcode, payload in line.parse(data):
                 if opcode >= CLOSE:
                     line.control(opcode, payload)
                     continue
                 for event in decode(opcode, payload):
-                    if type(event) is Audio:
-                        batch.add(call, event, arrival)
-                    else:
+                    if type(event) is not Audio:
+                        alike.hand_over(batch, call)
                         batch.flush()  # in the order in which they came
                         call.note(event, arrival)
+                        continue
+                    if alike.kind != (event.rate, len(event.pcm)):
+                        alike.hand_over(batch, call)
+                        alike.kind = event.rate, len(event.pcm)
+                    alike.chunks.append(event.pcm)
+                    alike.instants.extend(arrival)
+        alike.hand_over(batch, call)
+
+
+class _Alike:
+    """Chunks of one call in a row, all of one kind: rate and bytes."""
+
+    def __init__(self) -> None:
+        self.kind = (0, 0)
+        self.chunks: list[bytes] = []
+        self.instants = array("d")
+
+    def hand_over(self, batch: "_Batch", call: Listener) -> None:
+        if self.chunks:
+            batch.add(call, b"".join(self.chunks), self.kind[0], self.instants)
+            self.chunks, self.instants = [], array("d")
 
 
 class _Batch:
-    """Chunks on their way through the gate, all of one rate and length."""
+    """Blocks of chunks on their way through the gate, all of one rate and chunk length."""
 
-    __slots__ = ("_arrivals", "_calls", "_chunks", "_kind", "_threshold")
+    __slots__ = ("_blocks", "_kind", "_threshold")
 
     def __init__(self, threshold: int) -> None:
         self._threshold = threshold
-        self._chunks: list[bytes] = []
-        self._calls: list[Listener] = []
-        self._arrivals: list[Arrival] = []
+        self._blocks: list[tuple[Listener, bytes, array[float]]] = []
         self._kind = (0, 0)
 
-    def add(self, call: Listener, audio: Audio, arrival: Arrival) -> None:
-        pcm, rate = audio
-        if self._kind != (rate, len(pcm)):
+    def add(self, call: Listener, pcm: bytes, rate: int, instants: "array[float]") -> None:
+        """Chunks of one call: all their bytes, and two instants of each (see Hearing.hear)."""
+        kind = rate, 2 * len(pcm) // len(instants)
+        if self._kind != kind:
             self.flush()
-            self._kind = (rate, len(pcm))
-        self._chunks.append(pcm)
-        self._calls.append(call)
-        self._arrivals.append(arrival)
+            self._kind = kind
+        self._blocks.append((call, pcm, instants))
 
     def flush(self) -> None:
-        if not self._chunks:
+        if not self._blocks:
             return
-        calls, chunks, arrivals = self._calls, self._chunks, self._arrivals
-        self._calls, self._chunks, self._arrivals = [], [], []
-        rate = self._kind[0]
-        loud = loud_windows(chunks, rate, self._threshold)
-        for call, pcm, (at, empty_at), windows in zip(calls, chunks, arrivals, loud, strict=True):
+        blocks, self._blocks = self._blocks, []
+        rate, size = self._kind
+        loud = loud_windows(b"".join([pcm for _, pcm, _ in blocks]), size, rate, self._threshold)
+        first = 0
+        for call, pcm, instants in blocks:
+            last = first + len(instants) // 2
             try:
-                call.hearing.hear(pcm, rate, at, at - empty_at, windows)
+                call.hearing.hear(pcm, rate, instants, loud[first:last])
             except Exception as error:
                 call.failed(error)
+            first = last

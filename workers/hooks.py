@@ -7,6 +7,7 @@ Where what happens:
     test_stop     master: run.json closed, tables made; worker: what is left is closed
 """
 
+import gc
 import logging
 import signal
 import sys
@@ -202,6 +203,12 @@ def _stop_for(environment: Environment, line: str, code: int = EXIT_INCOMPLETE) 
     _log.error(line)
     runner: Any = environment.runner
     gevent.spawn(runner.quit if options.headless else runner.stop)
+
+
+@events.spawning_complete.add_listener
+def _on_spawning_complete(**_: Any) -> None:
+    if live_run() is not None:
+        gc.freeze()  # all users are here now, and stay: looking through a thousand again and again costs 50 ms each
 
 
 # ---- messages at the master

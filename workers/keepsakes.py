@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from workers.audio.containers import Samples
-from workers.audio.hearing import Piece
+from workers.audio.pieces import Piece
 from workers.clients.microphone import Spoken
 from workers.repertoire import Query
 from workers.samples import measure_call

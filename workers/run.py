@@ -20,7 +20,7 @@ from workers.arrivals import schedule
 from workers.calling import Calling
 from workers.clients.http_connection import Target, target
 from workers.clients.http_speech import DIALECTS
-from workers.clients.link import switchboard
+from workers.clients.switchboard import switchboard
 from workers.clients.ticker import Call
 from workers.events import ServerFigure
 from workers.health import Health
@@ -127,6 +127,7 @@ class LiveRun:
             _ = self.target if protocol == "http_tts" else self.calling
         # What is here now stays: looking through it again and again costs a full worker pauses of 50 ms.
         inspect.stack()  # Locust calls it when a run stops, and its first time takes 60 ms
+        gc.unfreeze()  # what an earlier run left
         gc.collect()
         gc.freeze()
         gc.set_threshold(100_000, 20, 100)  # chunks come and go by the ten thousand, and none is part of a cycle

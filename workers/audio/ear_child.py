@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 Samples = npt.NDArray[np.int16]
 
-NICE = 5  # pacing goes first: an answer may come later, a chunk may not
+NICE = 19  # pacing goes first: an answer may come later, a chunk may not
 _READ_BYTES = 1 << 20
 LARGEST_BYTES = 256 << 20
 

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from workers.clients.twilio import Twilio
 from workers.clients.voice_agent import Pipecat
 from workers.clients.websocket import Message
-from workers.events import Event
+from workers.events import Audio, Event
 
 
 class Codec(Protocol):
@@ -48,6 +48,13 @@ class Codec(Protocol):
 
     def decode(self, opcode: int, payload: bytes) -> Sequence[Event]:
         """Events of one whole TEXT or BINARY message; a message that cannot be used is a Fault. Never raises."""
+
+    def cut(self, data: bytearray, end: int, framing: bytes, count: int) -> Audio | None:
+        """All samples of `count` messages at once: `data` up to `end`, each message behind the same `framing`.
+
+        Only where each is known to be audio of the same length and rate as the last that was decoded: else None, and
+        `decode` is asked.
+        """
 
 
 CODECS: Final[dict[str, Callable[[str, int | None], Codec]]] = {"pipecat": Pipecat, "twilio": Twilio}

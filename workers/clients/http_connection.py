@@ -10,7 +10,8 @@ from urllib.parse import SplitResult, urlsplit
 from workers import failures
 from workers.clients.http_exchange import Exchange, request_bytes
 from workers.clients.http_speech import Dialect, Say
-from workers.clients.link import Link, Switchboard
+from workers.clients.link import Link
+from workers.clients.switchboard import Switchboard
 from workers.failures import TurnFailed
 from workers.samples.measure import Turn
 

@@ -17,7 +17,7 @@ from geventhttpclient.response import HTTPParseError, HTTPResponse
 from workers.audio.containers import COMPRESSED, BadAudio, Decoded, PcmStream, Truncated, WavStream, decode, sniff
 from workers.audio.track import Track
 from workers.clients.http_speech import Decoder, Dialect, said_failure
-from workers.clients.link import Arrival
+from workers.clients.inbox import Arrival
 from workers.failures import TurnFailed
 
 _KEPT_OF_AN_ERROR = 4096

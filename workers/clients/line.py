@@ -16,10 +16,14 @@ from gevent.event import Event
 from websocket._handshake import CookieJar
 
 from workers import failures
+from workers.clients.codecs import Codec
 from workers.clients.http_connection import BadTarget
-from workers.clients.link import Arrival, Link, Switchboard
+from workers.clients.inbox import Arrival, Inbox
+from workers.clients.link import Link
 from workers.clients.rtvi import one_line
+from workers.clients.switchboard import Switchboard
 from workers.clients.websocket import CLOSE, PING, PONG, BadFrame, Frames, Message, close_reason, frame
+from workers.events import Audio
 from workers.failures import TurnFailed
 from workers.manifest import without_credentials
 
@@ -68,7 +72,7 @@ def call_target(host: str, path: str, insecure: bool, token: str | None) -> Call
 class Line:
     """One connection. `gone` is why it is over, None while it is up."""
 
-    __slots__ = ("_frames", "_link", "address", "clock", "gone", "inbox", "ready_at", "send")
+    __slots__ = ("_frames", "_link", "address", "came", "clock", "gone", "ready_at", "send")
 
     def __init__(self, link: Link, address: str) -> None:
         self._link = link
@@ -76,7 +80,7 @@ class Line:
         self.address = address
         self.clock, self.ready_at = link.clock, time.monotonic()
         self.gone: TurnFailed | None = None
-        self.inbox: list[tuple[bytes, Arrival]] = []  # what came; whoever hears takes it out and parses it
+        self.came = Inbox()
         self.send = link.send  # called for each chunk
 
     @classmethod
@@ -102,23 +106,37 @@ class Line:
             link.close()
             raise
         line = cls(link, address)
-        line.inbox += early.rest()
+        for data, arrival in early.rest():
+            line.receive(data, arrival)
         if early.error is not None or link.shut:
             line.closed(early.error)
         else:
             link.expect(line)
+            link.inbox = line.came
         return line
 
     # ---- in the hub
 
     def receive(self, data: bytes, arrival: Arrival) -> None:
-        self.inbox.append((data, arrival))
+        self.came.add(data, *arrival)
 
     def closed(self, error: OSError | None) -> None:
         if self.gone is None:
             self.gone = _broken(error)
 
     # ---- whoever hears
+
+    def cut(self, codec: Codec) -> Audio | None:
+        """The samples of what came, where each read brought one audio message that is like the last one.
+
+        None where it is otherwise: then it has to be parsed. Nearly all that comes can be cut, at a tenth of the cost.
+        """
+        framing, size = self._frames.usual
+        came = self.came
+        count = len(came.sizes)
+        if came.sizes.count(size) != count:
+            return None
+        return codec.cut(came.data, came.used, framing, count)
 
     def parse(self, data: bytes) -> Sequence[Message]:
         """Messages that `data` completes. Bytes that are no WebSocket's end the call; what came before them counts."""

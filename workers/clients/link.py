@@ -16,36 +16,20 @@ import ssl
 import struct
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
-import gevent
 import gevent.socket
-from gevent import monkey
 from gevent.event import Event
 
-from workers.clients.ticker import Beat, Ticker
+from workers.clients.inbox import Arrival, Inbox
+from workers.clients.switchboard import BROKEN, READ, READ_BYTES, WRITE, Switchboard, ask_for_stamps
 
-READ_BYTES = 64 * 1024  # a larger buffer costs 2 us more for each read, however little comes
-POLL_EVERY_S = 0.0005
-_BATCH = 4096  # events a poll
+_LARGEST_RECORD = 16 * 1024  # of TLS, in plain
 _READS = 8  # of one link in a row: a peer that never stops sending must not keep the others waiting
 _UNHEARD_MS = 20_000  # bytes that no host has acknowledged for so long end a link that sends all the time
-_SO_TIMESTAMPNS = 35
 _ANCILLARY_BYTES = socket.CMSG_SPACE(16)
 _timespec = struct.Struct("@qq").unpack_from
-_READ, _WRITE, _BROKEN = 0x001, 0x004, 0x008 | 0x010  # EPOLLIN, EPOLLOUT, EPOLLERR | EPOLLHUP
-
-
-class Arrival(NamedTuple):
-    """When bytes came: not before `empty_at`, and the last of them at `at` (monotonic seconds).
-
-    `at - empty_at` is the width of the interval. Whose clock it is, the link's `clock` says: "kernel" or "user".
-    """
-
-    at: float
-    empty_at: float
 
 
 class Receiver(Protocol):
@@ -55,117 +39,6 @@ class Receiver(Protocol):
 
     def closed(self, error: OSError | None) -> None:
         """The peer has closed (None) or the connection broke."""
-
-
-class Switchboard:
-    """The links of one worker: one epoll, one ticker, one anchor between wall and monotonic clock."""
-
-    def __init__(self) -> None:
-        self._epoll = monkey.get_original("select", "epoll")()
-        self._links: dict[int, Link] = {}
-        self.ticker = Ticker()
-        self.polled_at = time.monotonic()
-        self._offset_s = 0.0  # monotonic - wall
-        self._beat = Beat(POLL_EVERY_S, self._on_beat)
-        self.awaiting = 0  # links that expect bytes
-        self._on_each_beat: Callable[[], object] | None = None
-        self._watcher = gevent.get_hub().loop.io(self._epoll.fileno(), 1)
-        self._watcher.start(self.poll)
-        # The kernel stamps packets only while some socket asks for it, and begins a moment after the first one asks.
-        self._stamping = socket.socket()
-        self.kernel_clock = _ask_for_stamps(self._stamping)
-
-    def register(self, link: "Link", fd: int) -> None:
-        self._links[fd] = link
-        self._epoll.register(fd, _READ)
-
-    def watch_writes(self, fd: int, wanted: bool) -> None:
-        self._epoll.modify(fd, _READ | _WRITE if wanted else _READ)
-
-    def unregister(self, fd: int) -> None:
-        if self._links.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
-
-    def expect(self, change: int) -> None:
-        """`change` more (or fewer) links await bytes. While any does, the sockets are polled twice a millisecond."""
-        self.awaiting += change
-        if self.awaiting > 0:
-            self._start_beat()
-
-    def each_beat(self, action: Callable[[], object] | None) -> None:
-        """Call `action` twice a millisecond, before the sockets are polled; None: no more."""
-        self._on_each_beat = action
-        self._start_beat()
-
-    def _start_beat(self) -> None:
-        if not self._beat.going:
-            self._beat.start()
-            # The beat polls often enough, and the kernel says when bytes came: being woken for each is not needed.
-            self._watcher.stop()
-
-    def _on_beat(self) -> None:
-        if self._on_each_beat is not None:
-            self._on_each_beat()
-        elif self.awaiting <= 0:
-            self._beat.stop()
-            self._watcher.start(self.poll)
-            return
-        if time.monotonic() - self.polled_at >= POLL_EVERY_S * 0.5:
-            self.poll()
-
-    def poll(self) -> None:
-        """Read whatever is there. A socket that `epoll` does not name was empty when it was asked."""
-        before = time.monotonic()
-        self._anchor()
-        ready = self._epoll.poll(0, _BATCH)
-        links, last = self._links, self.polled_at
-        for fd, events in ready:
-            link = links.get(fd)
-            if link is None:
-                continue  # closed by an earlier one of this very batch
-            try:
-                link.on_ready(events, last)
-            except Exception:  # a receiver's bug: gevent would stop this watcher, and the whole worker were deaf
-                gevent.get_hub().handle_error(link, *sys.exc_info())
-                link.fail(OSError(errno.EIO, "its receiver failed"))
-        if len(ready) < _BATCH:  # else some that were ready may not have been named
-            self.polled_at = before
-
-    def _anchor(self) -> None:
-        # Between the two readings the process may be put to sleep: take the pair again when it was.
-        for _ in range(4):
-            first = time.monotonic_ns()
-            wall = time.time_ns()
-            second = time.monotonic_ns()
-            if second - first < 5_000:
-                break
-        self._offset_s = ((first + second) // 2 - wall) / 1e9
-
-    def to_monotonic(self, seconds: int, nanoseconds: int) -> float:
-        """A kernel stamp (CLOCK_REALTIME) on this process's monotonic clock, in seconds."""
-        return seconds + self._offset_s + nanoseconds / 1e9
-
-
-_here: dict[int, Switchboard] = {}
-
-
-def switchboard() -> Switchboard:
-    """This process's switchboard, made on first use: Locust forks after the locustfile is imported."""
-    pid = os.getpid()
-    if pid not in _here:
-        _here.clear()
-        _here[pid] = Switchboard()
-    return _here[pid]
-
-
-def _ask_for_stamps(sock: socket.socket) -> bool:
-    if os.environ.get("CICADA_CLOCK") == "user":
-        return False
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-    except OSError:  # a platform without stamps: rows will say clock=user
-        return False
-    return True
 
 
 class _Handshake:
@@ -204,6 +77,7 @@ class Link:
         "_tls",
         "bytes_in",
         "clock",
+        "inbox",
         "ready_at",
         "receiver",
         "shut",
@@ -214,7 +88,7 @@ class Link:
         self._gsock = gsock  # keeps the descriptor alive
         self._sock: socket.socket = gsock._sock
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.clock = "kernel" if _ask_for_stamps(self._sock) else "user"
+        self.clock = "kernel" if ask_for_stamps(self._sock) else "user"
         self._fd = self._sock.fileno()
         self._empty_at = time.monotonic()
         self._drained = True  # the last look left nothing in the socket
@@ -222,6 +96,7 @@ class Link:
         self._most_unsent_bytes = sys.maxsize
         self._tls: ssl.SSLObject | None = None
         self.receiver: Receiver | None = None
+        self.inbox: Inbox | None = None  # where bytes are put instead of being handed over
         self._expecting = False
         self.shut = False
         self.bytes_in = 0
@@ -306,8 +181,8 @@ class Link:
         if self._outbox:
             self._put(data)
             return sent_at
-        try:
-            done = self._sock.send(data)
+        try:  # as in `_put`: a call costs
+            done = os.write(self._fd, data)
         except BlockingIOError:
             done = 0
         if done < len(data):
@@ -321,7 +196,7 @@ class Link:
                 raise TimeoutError(errno.ETIMEDOUT, "the peer reads nothing of what is sent")
             return
         try:
-            done = self._sock.send(data)
+            done = os.write(self._fd, data)  # cheaper than the socket's own way
         except BlockingIOError:
             done = 0
         if done < len(data):
@@ -332,14 +207,12 @@ class Link:
         self._board.watch_writes(self._fd, True)
 
     def on_ready(self, events: int, polled_at: float) -> None:
-        """epoll says so; at `polled_at` it had nothing."""
-        if events == _READ:
-            self._read(polled_at)
+        """There is something else than bytes, or more of what a look has left."""
+        if events & WRITE and not self._flush():
             return
-        if events & _WRITE and not self._flush():
-            return
-        if events & (_READ | _BROKEN):
-            self._read(polled_at)
+        self._board.unread.discard(self._fd)
+        if events & (READ | BROKEN):
+            self.read(polled_at, to_its_end=events & BROKEN != 0)
 
     def _flush(self) -> bool:
         try:
@@ -354,60 +227,73 @@ class Link:
             self._board.watch_writes(self._fd, False)
         return True
 
-    def _read(self, polled_at: float) -> None:
-        # What a look left in the socket was there before it, whatever epoll did not say then.
-        empty_at = max(polled_at, self._empty_at) if self._drained else self._empty_at
-        self._drained = False
-        for _ in range(_READS):
-            if self.shut:
-                return
-            asked_at = time.monotonic()
+    def read(self, polled_at: float, to_its_end: bool = False) -> None:
+        """Bytes are there; at `polled_at` there were none. Fifty times a second for each of a thousand links.
+
+        to_its_end: the connection's end may be behind them, which is told once.
+        """
+        board = self._board
+        empty_at = self._empty_at  # what a look left in the socket was there before it, whatever epoll did not say then
+        if self._drained and polled_at > empty_at:
+            empty_at = polled_at
+        left = _READS
+        while left:
+            left -= 1
             try:
-                data, ancillary, _, _ = self._sock.recvmsg(READ_BYTES, _ANCILLARY_BYTES)
+                size, ancillary, _, _ = self._sock.recvmsg_into(board.scratch, _ANCILLARY_BYTES)
             except BlockingIOError:
-                self._empty_at, self._drained = asked_at, True
+                self._drained = True
                 return
             except OSError as error:
                 self.fail(error)
                 return
-            if not data:
+            # Stamp before anything is decoded. No other kind of control message is ever asked for.
+            if ancillary:
+                seconds, nanoseconds = _timespec(ancillary[0][2])
+                at = seconds + board.offset_s + nanoseconds / 1e9
+            else:
+                at = time.monotonic()
+            if not size:
                 self.fail(None)
                 return
-            # Stamp before anything is decoded. No other kind of control message is ever asked for.
-            at = self._board.to_monotonic(*_timespec(ancillary[0][2])) if ancillary else time.monotonic()
-            self.bytes_in += len(data)
-            drained = len(data) < READ_BYTES
-            if drained:
-                self._empty_at, self._drained = asked_at, True
-            arrival = Arrival(at, empty_at if empty_at < at else at)
-            if self._tls is None and self.receiver is not None:
-                self.receiver.receive(data, arrival)
+            data = board.scratch_view[:size]
+            self.bytes_in += size
+            self._drained = size < READ_BYTES
+            if empty_at > at:  # noqa: PLR1730 - a call costs
+                empty_at = at
+            if self._tls is not None:
+                self._decrypt(self._tls, data, at, empty_at)
+            elif (inbox := self.inbox) is not None and (end := inbox.used + size) <= len(inbox.data):
+                inbox.data[inbox.used : end] = data  # as in Inbox.add: a call costs
+                inbox.used = end
+                inbox.sizes.append(size)
+                inbox.instants.append(at)
+                inbox.instants.append(empty_at)
             else:
-                self._hand_over(data, arrival)
-            if drained:
+                self._deliver(data, at, empty_at)
+            if self.shut or (self._drained and not to_its_end):
                 return
+            self._empty_at = empty_at
+        board.unread.add(self._fd)
 
-    def _hand_over(self, data: bytes, arrival: Arrival) -> None:
-        if self._tls is not None:
-            data, ended, error = self._decrypt(self._tls, data)
-            self._deliver(data, arrival)
-            if ended:
-                self.fail(error)
-        else:
-            self._deliver(data, arrival)
-
-    def _decrypt(self, tls: ssl.SSLObject, data: bytes) -> tuple[bytes, bool, OSError | None]:
-        """Plain bytes, whether they were the last, and what broke."""
-        self._incoming.write(data)
-        plain = bytearray()
-        ended, broken = False, None
+    def _decrypt(self, tls: ssl.SSLObject, data: memoryview, at: float, empty_at: float) -> None:
+        """Hand over what it says in plain, and end the link where it says so, or breaks."""
+        incoming = self._incoming
+        incoming.write(data)
+        plain = self._board.scratch_view  # what is in it has been taken
+        ended, broken, size = False, None, 0
         try:
-            while not ended:
-                piece = tls.read(READ_BYTES)
-                plain += piece
-                ended = not piece  # close_notify
-            with suppress(ssl.SSLError):
-                tls.unwrap()  # ours, for which the peer may wait; it raises while the peer's TCP end is still to come
+            while incoming.pending and not ended:
+                if READ_BYTES - size < _LARGEST_RECORD:
+                    self._deliver(plain[:size], at, empty_at)
+                    size = 0
+                # With a buffer, it says how many bytes: the stubs know only of the other way.
+                got: Any = tls.read(_LARGEST_RECORD, plain[size:] if size else plain)
+                size += got
+                ended = not got  # close_notify
+            if ended:
+                with suppress(ssl.SSLError):
+                    tls.unwrap()  # ours, for which the peer may wait; it raises while the peer's TCP end is to come
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
@@ -415,15 +301,18 @@ class Link:
         if self._outgoing.pending:  # close_notify, an alert, or the answer to a key update
             with suppress(OSError):
                 self._put(self._outgoing.read())
-        return bytes(plain), ended, broken
+        if size:
+            self._deliver(plain[:size], at, empty_at)
+        if ended:
+            self.fail(broken)
 
-    def _deliver(self, data: bytes, arrival: Arrival) -> None:
-        if not data or self.shut:
-            return
-        if self.receiver is None:
+    def _deliver(self, data: memoryview, at: float, empty_at: float) -> None:
+        if self.inbox is not None:
+            self.inbox.add(data, at, empty_at)
+        elif self.receiver is not None:
+            self.receiver.receive(data.tobytes(), Arrival(at, empty_at))
+        elif not self.shut:
             self.fail(None)  # bytes nobody asked for: this connection cannot be used for another turn
-        else:
-            self.receiver.receive(data, arrival)
 
     def fail(self, error: OSError | None) -> None:
         """The connection is over (None: the peer closed it): close, and tell the receiver."""
@@ -439,4 +328,5 @@ class Link:
         self.shut = True
         self.expect(None)
         self._board.unregister(self._fd)
+        self._fd = -1  # its number may soon be another's
         self._gsock.close()

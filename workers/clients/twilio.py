@@ -125,6 +125,9 @@ class Twilio:
             echoes.append(self._numbered("mark", {"name": self._marks.popleft()[1]}))
         return echoes
 
+    def cut(self, data: bytearray, end: int, framing: bytes, count: int) -> None:
+        """Nothing: each of these messages has to be parsed."""
+
     def decode(self, opcode: int, payload: bytes) -> Sequence[Event]:
         """Events of one message. Never raises."""
         if opcode != TEXT:

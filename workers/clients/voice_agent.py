@@ -5,9 +5,11 @@ raw (stock pipecat) or as a whole WAV file in each message (NVIDIA's bots), told
 and the server's own figures come as RTVI messages (rtvi.py). Checked against pipecat-ai's own serializer (tests/wire).
 """
 
+import re
 import struct
-from collections.abc import Sequence
-from typing import Any, ClassVar, Final, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -65,35 +67,45 @@ _NO_AUDIO: Final = (Fault("empty_audio", "an audio message without a sample"),)
 
 
 class _Mould(NamedTuple):
-    """Where the audio lies in a message that is like the last one: same size, same length, rate and channels.
+    """What is fixed in a message like the last one: same size, same length, rate and channels of its audio.
 
-    Only id and name may differ, which stand before it. Cutting it out takes a third of the time of parsing it, which
-    for a thousand sessions is an eighth of a core.
+    Only id and name may differ, which stand before it. Finding several such messages at once with a regular expression
+    takes a tenth of the time of parsing them, which for a thousand sessions is an eighth of a core.
     """
 
-    size: int
     head: bytes  # tag and length of the audio frame
-    before: int
-    begin: int
-    end: int
-    length: bytes  # tag and length of its samples, from `before` to `begin`
-    tail: bytes  # rate and channels, from `end` on
+    between: int  # bytes of id and name
+    length: bytes  # tag and length of the samples
+    size: int  # bytes of samples
+    tail: bytes  # rate and channels
     rate: int
 
 
-_NO_MOULD: Final = _Mould(-1, b"", 0, 0, 0, b"", b"", 0)
+_Like: TypeAlias = Callable[..., re.Match[bytes] | None]
+_MOST_AT_ONCE: Final = 25  # messages: a pattern for more takes a millisecond to compile
 
 
-def _mould_of(message: bytes, samples: bytes, rate: int) -> _Mould:
-    """The mould of a message of one channel that holds `samples`; none where they are not where they usually are."""
+@lru_cache(maxsize=1024)
+def _like(mould: _Mould, framing: bytes, count: int) -> _Like:
+    """Matches `count` messages of a mould, each behind the same `framing`; its groups are their samples.
+
+    Samples that begin as a WAV file does match nothing.
+    """
+    before = re.escape(framing + mould.head) + b".{%d}" % mould.between + re.escape(mould.length)
+    one = before + b"(?!RIFF)(.{%d})" % mould.size + re.escape(mould.tail)
+    return re.compile(one * count, re.DOTALL).fullmatch
+
+
+def _mould_of(message: bytes, samples: bytes, rate: int) -> _Mould | None:
+    """The mould of a message of one channel that holds `samples`; None where they are not where they usually are."""
     tail = b"\x20" + _varint(rate) + b"\x28\x01"
     length = b"\x1a" + _varint(len(samples))
-    end = len(message) - len(tail)
-    begin = end - len(samples)
-    before = begin - len(length)
-    if before < 2 or message[end:] != tail or message[before:begin] != length or message[begin:end] != samples:
-        return _NO_MOULD
-    return _Mould(len(message), message[:3], before, begin, end, length, tail, rate)
+    head = b"\x12" + _varint(len(message) - 1 - len(_varint(len(message) - 3)))
+    between = len(message) - len(head) - len(length) - len(samples) - len(tail)
+    end = length + samples + tail
+    if between < 0 or not message.startswith(head) or not message.endswith(end):
+        return None
+    return _Mould(head, between, length, len(samples), tail, rate)
 
 
 def _varint(number: int) -> bytes:
@@ -119,7 +131,9 @@ class Pipecat:
         self.send_rate = send_rate or self.usual_rate
         self._client_ready = client_ready
         self._rate = -1  # of the last audio that was fit to be heard
-        self._mould = _NO_MOULD
+        self._bytes = -1  # of the last message with such audio
+        self._mould: _Mould | None = None  # where two in a row were alike
+        self._likes: dict[tuple[bytes, int], _Like] = {}
         self._rtvi = Rtvi()
 
     def opening(self) -> list[Message]:
@@ -149,15 +163,6 @@ class Pipecat:
         """Events of one message. Never raises."""
         if opcode != BINARY:
             return (_text_message(payload),) if opcode == TEXT else ()
-        mould = self._mould
-        if (
-            len(payload) == mould.size
-            and payload.startswith(mould.head)
-            and payload.endswith(mould.tail)
-            and payload[mould.before : mould.begin] == mould.length
-            and payload[mould.begin] != _R
-        ):
-            return (_new(Audio, (payload[mould.begin : mould.end], mould.rate)),)
         try:
             message = _parse(payload)
         except DecodeError as error:
@@ -168,7 +173,11 @@ class Pipecat:
         # Nearly every message is this one; every other is seen to below. Bytes of audio are proof enough that it is
         # audio: a oneof holds one kind only. `tuple.__new__` makes an Audio in half the time its own does.
         if data and data[0] != _R and not len(data) & 1 and audio.sample_rate == self._rate and audio.num_channels == 1:
-            self._mould = _mould_of(payload, data, self._rate)
+            if len(payload) != self._bytes:
+                self._bytes, self._mould = len(payload), None
+            elif self._mould is None:
+                self._mould = _mould_of(payload, data, self._rate)
+                self._likes.clear()
             return (_new(Audio, (data, self._rate)),)
         kind = message.WhichOneof("frame")
         if kind != "audio":
@@ -176,7 +185,18 @@ class Pipecat:
         event = _heard(data, audio.sample_rate, audio.num_channels)
         if isinstance(event, Audio):
             self._rate = audio.sample_rate if LOWEST_RATE <= audio.sample_rate <= HIGHEST_RATE else -1
+            self._bytes, self._mould = len(payload), None
         return (event,)
+
+    def cut(self, data: bytearray, end: int, framing: bytes, count: int) -> Audio | None:
+        """All their samples, where each message is audio like the last one."""
+        if self._mould is None or count > _MOST_AT_ONCE:
+            return None
+        like = self._likes.get((framing, count))
+        if like is None:
+            like = self._likes[framing, count] = _like(self._mould, framing, count)
+        match = like(data, 0, end)
+        return Audio(b"".join(match.groups()), self._mould.rate) if match is not None else None
 
     def _other(self, kind: str | None, message: Any, payload: bytes) -> Sequence[Event]:
         match kind:

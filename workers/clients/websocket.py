@@ -110,6 +110,11 @@ class Frames:
         self._closed = False
         self._line = ""
 
+    @property
+    def usual(self) -> tuple[bytes, int]:
+        """The head and the whole length of a binary message like the last, where one may come now: else -1."""
+        return self._usual, self._usual_bytes
+
     def feed(self, data: bytes) -> list[Message]:
         """Messages that `data` completes, in order. Raises BadFrame."""
         if len(data) == self._usual_bytes and data.startswith(self._usual):

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from workers.audio.hearing import Stretch, Utterance
 from workers.audio.playout import lateness, minimal_prebuffer_s, stalls
+from workers.audio.stretches import Stretch, Utterance
 from workers.samples.measure import FLAG_WIDTH_S, Row, Turn, between
 from workers.samples.schema import PREBUFFERS_MS, names
 
@@ -81,8 +81,6 @@ def _stalls(turn: CallTurn) -> Row:
     needed_s = 0.0
     totals = [[0, 0.0, 0.0] for _ in _PREBUFFERS_S]
     for utterance in turn.utterances:
-        if not utterance.latest_s:
-            continue
         late_s = lateness(utterance.at, utterance.media_s)
         needed_s = max(needed_s, minimal_prebuffer_s(late_s))
         for total, found in zip(totals, stalls(late_s, _PREBUFFERS_S, SHORTEST_STALL_S), strict=True):
@@ -162,7 +160,7 @@ def call_row(turn: CallTurn, run: str, worker: str, scenario: str, keep_chunks: 
         known |= zip(_STALL_COLUMNS, _stalls(turn), strict=True)
         if keep_chunks:
             known["chunk_at"] = [at for part in turn.utterances for at in part.at]
-            known["chunk_media_s"] = [media_s for part in turn.utterances for media_s in part.media_s]
+            known["chunk_media_s"] = [media_s for part in turn.utterances for media_s in part.media_s.tolist()]
     row = [known.get(name) for name in _COLUMNS]
     while row[-1] is None:
         row.pop()

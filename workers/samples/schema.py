@@ -13,7 +13,7 @@ Instants end `_at`: CLOCK_MONOTONIC seconds of the worker's host. Durations end 
 
 from typing import Literal, NamedTuple
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Kind = Literal["str", "int", "float", "bool", "floats"]
 
