@@ -12,7 +12,7 @@ from benchmarks.processes import ProcessFailed
 
 BENCHMARKS = (
     *("paced", "unpaced", "truth", "server_stamps", "recording", "memory", "report_speed"),
-    *("sessions", "turn_truth", "stall_truth", "session_memory", "pacing_drift", "agent"),
+    *("sessions", "turn_truth", "speech_truth", "stall_truth", "session_memory", "pacing_drift", "agent"),
 )
 
 

@@ -18,7 +18,8 @@ _SAME_TURN_S = 0.5
 
 def told(trace: Path) -> pd.DataFrame:
     """The peer's trace, a row a turn, with user_offset_true_at, onset_true_at, transfer_true_s and stall_true_s."""
-    turns = pd.DataFrame([json.loads(line) for line in trace.read_text().splitlines()])
+    whole, _, _ = trace.read_text().rpartition("\n")  # the peer may be writing the next line
+    turns = pd.DataFrame([json.loads(line) for line in whole.splitlines()])
     turns["user_offset_true_at"] = turns["user_recv_ns"] / 1e9 - (turns["user_chunk"] - turns["user_end"]) / RATE
     turns["onset_true_at"] = turns["onset_write_ns"] / 1e9 + turns["onset_at"] / RATE
     turns["transfer_true_s"] = turns["onset_true_at"] - turns["user_offset_true_at"]

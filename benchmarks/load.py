@@ -114,7 +114,7 @@ def running(load: Load) -> Iterator[LiveLoad]:
         master.wait_for("All users spawned", 60 + 3 * load.users / load.spawn_rate)
         yield LiveLoad(master, worker, load.folder / said if said else None)
         master.end(signal.SIGINT, 60)
-        worker.wait(20)
+        worker.wait(60)
         if said and not list((load.folder / said / "turns").glob("*.parquet")):
             raise ProcessFailed("the run left no tables:\n" + "\n".join(master.said))
 

@@ -1,5 +1,6 @@
 """Start processes on cores of their own, hear what they say, and end them. Knows nothing of load."""
 
+import ctypes
 import os
 import queue
 import signal
@@ -21,6 +22,9 @@ CLIENT_CORE = _CORES[0] if len(_CORES) > 1 else None
 SERVER_CORE = _CORES[1] if len(_CORES) > 1 else None
 REST_CORE = _CORES[2] if len(_CORES) > 2 else SERVER_CORE  # the master: it must not share the worker's core
 
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None).prctl
+
 
 class ProcessFailed(RuntimeError):
     """A process ended, or kept silent, where something was expected of it."""
@@ -41,6 +45,7 @@ class Running:
         self.command = command
 
         def prepare() -> None:
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # a benchmark that is killed leaves no load behind
             if core is not None:
                 os.sched_setaffinity(0, {core})
             if nice:
@@ -56,7 +61,7 @@ class Running:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the benchmark, which ends them in order
-            preexec_fn=prepare,  # noqa: PLW1509 - it only makes two system calls
+            preexec_fn=prepare,  # noqa: PLW1509 - it only makes three system calls
         )
         self.process = psutil.Process(self._popen.pid)
         self._lines: queue.Queue[str | None] = queue.Queue()

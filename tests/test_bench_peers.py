@@ -40,7 +40,7 @@ def test_a_peer_notes_both_ends_of_a_turn(made_of: str, tmp_path: Path, monkeypa
         monkeypatch.setattr(starting, "built", lambda *_: None)
     stalling = ("--stall-ms", "100", "--stall-after-s", "0.2", "--stall-share", "1")
     clip = voice.clip(0.3, 0, 0)
-    with starting.agent_peer(tmp_path, *stalling, answer_s=0.4) as peer:
+    with starting.agent_peer(tmp_path, *stalling, says=voice.voiced(0.4)) as peer:
         if peer.made_of != made_of:
             pytest.skip("no C compiler")
         call = websocket.create_connection(f"{peer.ws_url}/ws/one-call", timeout=10)
@@ -74,7 +74,7 @@ def test_rows_are_joined_to_the_turn_of_their_stream(tmp_path: Path) -> None:
         for stream, at in (("a", 10.0), ("b", 10.0), ("a", 18.0))
     ]
     trace = tmp_path / "trace.jsonl"
-    trace.write_text("\n".join(map(json.dumps, lines)))
+    trace.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stream": "c"')  # not yet whole
     rows = pd.DataFrame(
         {
             "stream_id": ["a", "a", "c"],

@@ -53,14 +53,17 @@ class AgentPeer(Peer):
 
 
 @contextmanager
-def agent_peer(folder: Path, *options: str, tls: bool = False, answer_s: float = ANSWER_S) -> Iterator[AgentPeer]:
+def agent_peer(
+    folder: Path, *options: str, tls: bool = False, says: voice.Samples | None = None
+) -> Iterator[AgentPeer]:
     """benchmarks/peers/agent_peer.c, or agent_peer.py; its trace and receipts are written into `folder`.
 
-    Files are whole once `figures` was asked. tls: the same port takes wss:// too. Raises ImportError without trustme.
+    Files are whole once `figures` was asked. tls: the same port takes wss:// too. says: its answers, 16 kHz; by default
+    ANSWER_S of a made voice, loud from its first sample to its last. Raises ImportError without trustme.
     """
     folder.mkdir(parents=True, exist_ok=True)
     answer = folder / "answer.s16"
-    answer.write_bytes(voice.voiced(answer_s).tobytes())
+    answer.write_bytes((voice.voiced(ANSWER_S) if says is None else says).tobytes())
     files = ("--answer", str(answer), "--trace", str(folder / _TRACE), "--receipts", str(folder / _RECEIPTS))
     if tls:
         files += _certificate(folder)

@@ -16,7 +16,7 @@ def watch_loop(path: str | None) -> None:
     """Write (instant, lag) pairs of a 10 ms probe to `path`, doubles, when the process ends. None: do nothing."""
     if path is None:
         return
-    from workers.clients.link import switchboard
+    from workers.clients.switchboard import switchboard
 
     lags = array("d")
 
