@@ -79,8 +79,8 @@ def run(quick: bool, folder: Path) -> Outcome:
     outcome.notes += [
         "sent_late_ms: by the client's own account. late_at_the_peer_ms: by the kernel's stamps at the peer, for all "
         "clients alike: how much later than at the call's best a chunk came.",
-        "ours hears, measures and records every turn, with its hearing subprocess on the same core; the others only send "
-        "what was encoded beforehand, and read. CPU is the worker's process alone.",
+        "ours hears, measures and records every turn, with its hearing subprocess on the same core; the others only "
+        "send what was encoded beforehand, and read. CPU is the worker's process alone.",
     ]
     if outcome.figures["peer_made_of"] != "C":
         outcome.notes.append("No C compiler: the peer is in Python, holds fewer calls, and is itself late.")
