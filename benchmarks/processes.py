@@ -89,7 +89,9 @@ class Running:
                 return line
 
     def _failed(self, why: str) -> ProcessFailed:
-        return ProcessFailed(f"{' '.join(self.command)} {why}; it said:\n" + "\n".join(list(self.said)[-25:]))
+        # It may be written down: where this checkout lies is nobody's business.
+        command = " ".join(self.command).replace(f"{ROOT}/", "")
+        return ProcessFailed(f"{command} {why}; it said:\n" + "\n".join(list(self.said)[-25:]))
 
     def cpu_s(self) -> float:
         """User and system time so far."""

@@ -2,7 +2,7 @@
 
 Where a recording begins is a matter of judgement: here, with its first sample of -35 dB of its peak, which is not what
 the hearing goes by. Recordings: the queries of audio_files/, and the WAV files of the folder in CICADA_VOICES, cut at
-their pauses).
+their pauses.
 """
 
 import os
