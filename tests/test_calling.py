@@ -11,6 +11,7 @@ from workers.audio.gate import QUIET
 from workers.calling import Calling, _Batch
 from workers.clients.inbox import Arrival, Inbox
 from workers.clients.line import Line
+from workers.clients.link import Link
 from workers.clients.voice_agent import Pipecat, _Frame
 from workers.clients.websocket import BINARY, Frames
 from workers.events import Event, Interruption
@@ -25,6 +26,9 @@ class Caller:
     def __init__(self) -> None:
         line = Line.__new__(Line)
         line._frames, line.came, line.gone = Frames(), Inbox(), None
+        line._link = Link.__new__(Link)
+        line._link.inbox = line.came
+        line._link._tls = None
         self.line, self.codec, self.hearing = line, Pipecat("s"), self
         self.said: list[Any] = []
         self.broken = False

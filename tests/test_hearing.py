@@ -631,6 +631,28 @@ def test_a_voice_on_time_early_or_a_little_late_has_no_stall() -> None:
         assert [count for count, _ in listener.rest().stalls()] == [0]
 
 
+@pytest.mark.parametrize("one_by_one", [True, False], ids=["one by one", "in blocks"])
+def test_what_a_late_reader_merged_is_no_stall_and_hides_none(one_by_one: bool) -> None:
+    """Read late, three chunks bear the third one's stamp. Beside it a hole of 300 ms, whose chunks come all at once."""
+    chunks = cut(voice(3.0), 320)
+    came = with_hole(len(chunks), 100, 0.3)
+    came[100:116] = [came[100]] * 16  # the hole's, all sent when it ended
+    for hole in (False, True):
+        instants = []
+        for k, at in enumerate(came if hole else with_hole(len(chunks), 9999, 0.0)):
+            late = 51 <= k < 81
+            stamp = T0 + (k // 3 * 3 + 2) * 0.02 if late else at
+            instants.append((stamp, stamp - 0.06 if late else stamp - 0.0005))
+        listener = Listener()
+        size = 1 if one_by_one else 10
+        for k in range(0, len(chunks), size):
+            pcm = b"".join(chunk.astype("<i2").tobytes() for chunk in chunks[k : k + size])
+            both = array("d", [instant for pair in instants[k : k + size] for instant in pair])
+            listener.hearing.hear(pcm, RATE, both, loud_windows(pcm, 640, RATE, GATE))
+        expected = [(1, pytest.approx(0.3, abs=0.001))] if hole else [(0, pytest.approx(0.0, abs=0.001))]
+        assert listener.rest().stalls() == expected
+
+
 @pytest.mark.parametrize("hole_s", [0.03, 0.2, 1.0])
 @pytest.mark.parametrize("trailing_s", [0.12, 0.3])
 def test_a_pause_after_quiet_is_meant(hole_s: float, trailing_s: float) -> None:

@@ -134,6 +134,7 @@ def heard(line: Line, enough: Callable[[list[Message]], bool]) -> list[Message]:
     with gevent.Timeout(WITHIN_S):
         while True:
             gone = line.gone is not None
+            line.unseal()
             for data, _ in line.came.reads():
                 for opcode, payload in line.parse(data):
                     found.append((opcode, payload))
@@ -199,6 +200,7 @@ def test_what_comes_behind_the_handshake_has_an_arrival() -> None:
         with gevent.Timeout(WITHIN_S):
             while not line.came:
                 gevent.sleep(0.001)
+        line.unseal()
         ((_, arrival), *_) = line.came.reads()
         assert arrival.empty_at <= arrival.at <= line.ready_at + WITHIN_S
 

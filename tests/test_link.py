@@ -22,7 +22,7 @@ import trustme
 from gevent.event import Event
 
 from workers.clients import link as link_module
-from workers.clients.inbox import Arrival
+from workers.clients.inbox import Arrival, Inbox
 from workers.clients.link import Link
 from workers.clients.switchboard import Switchboard, switchboard
 
@@ -242,10 +242,10 @@ def late_reader(
     """Chunks `gap_s` apart to a reader whose loop is stuck for 98 of every 100 ms."""
     log: list[Written] = []
     begin = time.monotonic() + 0.2
-    lasts_s = 0.05 + count * gap_s
+    over = Event()
 
     def stuck(turn: int) -> None:
-        if turn * 0.1 < lasts_s + 0.2:
+        if not over.is_set():
             time.sleep(max(0.0, begin + turn * 0.1 + 0.098 - time.monotonic()))
             board.ticker.call_at(begin + (turn + 1) * 0.1, lambda: stuck(turn + 1))
 
@@ -254,6 +254,7 @@ def late_reader(
     with linked(peer, tls=tls.trusting if tls else None) as (_, ear):
         board.ticker.call_at(begin, lambda: stuck(0))
         ear.wait_for(count * CHUNK_BYTES)
+        over.set()
     return ear.parts, log
 
 
@@ -662,6 +663,63 @@ def test_tls_carries_much_both_ways(tls: Tls, version: ssl.TLSVersion) -> None:
         ear.wait_for(len(blob))
         assert ear.data == blob
         assert link.bytes_in > len(blob)  # as read from the wire, TLS included
+
+
+def sealing(tls: Tls, sock: socket.socket) -> Callable[[bytes], bytes]:
+    """Shake hands as a server; what makes one record of some bytes, to be written as the test likes."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = tls.server.wrap_bio(incoming, outgoing, server_side=True)
+    while True:
+        try:
+            server.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            sock.sendall(outgoing.read())
+            incoming.write(sock.recv(65536))
+    sock.sendall(outgoing.read())
+
+    def record(data: bytes) -> bytes:
+        server.write(data)
+        return outgoing.read()
+
+    return record
+
+
+def test_what_waits_sealed_bears_the_stamp_with_which_its_record_was_whole(tls: Tls, board: Switchboard) -> None:
+    """One record a read, two in one, one in three, one that is longer than an inbox; then what is no TLS at all."""
+    said = [bytes([k]) * size for k, size in enumerate((700, 300, 400, 900, 16_000, 50), 1)]
+    log: list[float] = []
+    let = threading.Event()
+
+    def act(sock: socket.socket) -> None:
+        record = sealing(tls, sock)
+        one, two, three, four, five, six = map(record, said)
+        assert let.wait(WITHIN_S)
+        for data in (one, two + three, four[:5], four[5:200], four[200:] + five[:7], five[7:] + six):
+            log.append(time.monotonic())
+            sock.sendall(data)
+            time.sleep(0.05)
+        sock.sendall(b"what is no record" * 9)
+        hold(sock)
+
+    with linked(Peer(act), tls=tls.trusting, board=board) as (link, ear):
+        link.inbox = inbox = Inbox()
+        let.set()
+        gevent.sleep(0.2)
+        assert not any(part in bytes(inbox.data) for part in said), "sealed until it is wanted"
+        found = []
+        for _ in range(2):
+            link.unseal()
+            found += list(inbox.reads())
+            inbox.empty()
+            gevent.sleep(0.4)
+        assert [data for data, _ in found] == [said[0], said[1] + said[2], said[3], said[4] + said[5]]
+        for (_, arrival), write in zip(found, (0, 1, 4, 5), strict=True):
+            assert log[write] <= arrival.at < log[write] + 0.03
+            assert arrival.empty_at <= arrival.at
+        link.unseal()
+        assert link.shut
+        assert isinstance(ear.error, ssl.SSLError)
 
 
 def test_tls_that_is_closed_in_order_is_an_end(tls: Tls) -> None:

@@ -108,11 +108,13 @@ class Calling:
                 call.lost()
 
     def _decode(self, call: Listener) -> None:
-        came = call.line.came
+        line = call.line
+        line.unseal()
+        came = line.came
         if not came:
             return
         try:
-            cut = call.line.cut(call.codec)
+            cut = line.cut(call.codec)
             if cut is not None:
                 self._batch.add(call, cut.pcm, cut.rate, came.instants)
             else:

@@ -123,7 +123,6 @@ class Hearing:
         for k, (at, empty_at) in enumerate(zip(pairs, pairs, strict=True)):
             if at - last_at > self.largest_gap_s:  # noqa: PLR1730 - a call costs
                 self.largest_gap_s = at - last_at
-            last_at = at
             play_at = playhead
             if at > play_at or self._hole_s:
                 if at - play_at > _HOLE_S:
@@ -137,7 +136,8 @@ class Hearing:
             played(play_at)
             played(self._playhead_width_s)
             if self._utterance is not None:
-                self._utterance.at.append(at)
+                self._utterance.came(at, empty_at, in_one_read=at == last_at)
+            last_at = at
             if loud[k][0] >= 0:
                 self._hear_loud(block, k, play_at, loud[k])
             elif self._quiet_from is None:

@@ -59,7 +59,8 @@ class Stretch:
 class Utterance:
     """Chunks of one stretch of audio without a meant pause, for the playout model.
 
-    at: when each came, monotonic seconds; the first: when it played.
+    at: when each came, monotonic seconds; the first: when it played. Of several in one read, which bear the last one's
+    stamp, the others: the earliest instant at which they may have come. What a late reader merged is no stall.
     """
 
     __slots__ = ("_lengths", "at")
@@ -67,6 +68,12 @@ class Utterance:
     def __init__(self, plays_at: float, length_s: float) -> None:
         self.at = array("d", (plays_at,))
         self._lengths = [(0, length_s)]  # (the first chunk of this length, length)
+
+    def came(self, at: float, empty_at: float, in_one_read: bool) -> None:
+        """One more chunk. in_one_read: with the one before it."""
+        if in_one_read and len(self.at) > 1:
+            self.at[-1] = empty_at
+        self.at.append(at)
 
     def resized(self, length_s: float) -> None:
         """Chunks from here on are of another length."""

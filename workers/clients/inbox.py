@@ -22,10 +22,10 @@ class Inbox:
     """Three buffers and no objects: a thousand lines have fifty thousand reads a second.
 
     data: the bytes of all reads, up to `used`. sizes: how many each read brought. instants: of each read two, those of
-    its arrival.
+    its arrival. plain: reads, from the first on, that are not encrypted any more; the link counts them.
     """
 
-    __slots__ = ("data", "instants", "sizes", "used")
+    __slots__ = ("data", "instants", "plain", "sizes", "used")
 
     def __init__(self) -> None:
         self.data = bytearray(_USUAL_BYTES)
@@ -38,7 +38,7 @@ class Inbox:
         """All was heard."""
         if len(self.data) > 2 * _USUAL_BYTES:
             self.data = bytearray(_USUAL_BYTES)
-        self.used = 0
+        self.used = self.plain = 0
         self.sizes = array("L")
         self.instants = array("d")
 
@@ -52,6 +52,21 @@ class Inbox:
         self.sizes.append(len(data))
         self.instants.append(at)
         self.instants.append(empty_at)
+
+    def extend(self, data: bytes | memoryview) -> None:
+        """More of the last read."""
+        size = self.sizes.pop()
+        empty_at, at = self.instants.pop(), self.instants.pop()
+        self.add(data, at, empty_at)
+        self.sizes[-1] += size
+
+    def take(self, first: int) -> "tuple[bytes, array[int], array[float]]":
+        """Bytes, sizes and instants of all reads from number `first` on, which are in it no more."""
+        begin = sum(self.sizes[:first])
+        taken = bytes(memoryview(self.data)[begin : self.used]), self.sizes[first:], self.instants[2 * first :]
+        del self.sizes[first:], self.instants[2 * first :]
+        self.used = begin
+        return taken
 
     def reads(self) -> Iterator[tuple[bytes, Arrival]]:
         """One by one."""

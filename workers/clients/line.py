@@ -112,6 +112,7 @@ class Line:
             line.closed(early.error)
         else:
             link.expect(line)
+            line.came.plain = len(line.came.sizes)
             link.inbox = line.came
         return line
 
@@ -125,6 +126,10 @@ class Line:
             self.gone = _broken(error)
 
     # ---- whoever hears
+
+    def unseal(self) -> None:
+        """Make plain what came over TLS, before it is cut or parsed."""
+        self._link.unseal()
 
     def cut(self, codec: Codec) -> Audio | None:
         """The samples of what came, where each read brought one audio message that is like the last one.

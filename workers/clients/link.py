@@ -16,6 +16,7 @@ import ssl
 import struct
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -96,7 +97,7 @@ class Link:
         self._most_unsent_bytes = sys.maxsize
         self._tls: ssl.SSLObject | None = None
         self.receiver: Receiver | None = None
-        self.inbox: Inbox | None = None  # where bytes are put instead of being handed over
+        self.inbox: Inbox | None = None  # where bytes are put instead of being handed over; TLS: sealed
         self._expecting = False
         self.shut = False
         self.bytes_in = 0
@@ -261,9 +262,7 @@ class Link:
             self._drained = size < READ_BYTES
             if empty_at > at:  # noqa: PLR1730 - a call costs
                 empty_at = at
-            if self._tls is not None:
-                self._decrypt(self._tls, data, at, empty_at)
-            elif (inbox := self.inbox) is not None and (end := inbox.used + size) <= len(inbox.data):
+            if (inbox := self.inbox) is not None and (end := inbox.used + size) <= len(inbox.data):
                 inbox.data[inbox.used : end] = data  # as in Inbox.add: a call costs
                 inbox.used = end
                 inbox.sizes.append(size)
@@ -276,21 +275,45 @@ class Link:
             self._empty_at = empty_at
         board.unread.add(self._fd)
 
-    def _decrypt(self, tls: ssl.SSLObject, data: memoryview, at: float, empty_at: float) -> None:
-        """Hand over what it says in plain, and end the link where it says so, or breaks."""
-        incoming = self._incoming
+    def unseal(self) -> None:
+        """Decrypt what is in the inbox. For many reads at a time: what it takes is then fetched once for all of them.
+
+        What a record says came when its last byte did.
+        """
+        inbox, tls = self.inbox, self._tls
+        if inbox is None or tls is None or len(inbox.sizes) == inbox.plain:
+            return
+        data, sizes, instants = inbox.take(inbox.plain)
+        behind, k, last = len(data) - sizes[0], 0, -1  # bytes behind read k; the read of the record before
+        for plain, left in self._decrypt(tls, data):
+            while left < behind:
+                k += 1
+                behind -= sizes[k]
+            if k == last:
+                inbox.extend(plain)
+            else:
+                inbox.add(plain, instants[2 * k], instants[2 * k + 1])
+                inbox.plain += 1  # at once: what comes last may end the link, which asks for this again
+                last = k
+
+    def _decrypt(self, tls: ssl.SSLObject, data: bytes | memoryview) -> Iterator[tuple[memoryview, int]]:
+        """What each record says, to be taken at once, and how much of `data` lay behind it.
+
+        Ends the link where it says so, or breaks.
+        """
+        incoming, scratch = self._incoming, self._board.scratch_view
         incoming.write(data)
-        plain = self._board.scratch_view  # what is in it has been taken
-        ended, broken, size = False, None, 0
+        left = len(data)
+        ended, broken = False, None
         try:
-            while incoming.pending and not ended:
-                if READ_BYTES - size < _LARGEST_RECORD:
-                    self._deliver(plain[:size], at, empty_at)
-                    size = 0
+            while left and not ended:
                 # With a buffer, it says how many bytes: the stubs know only of the other way.
-                got: Any = tls.read(_LARGEST_RECORD, plain[size:] if size else plain)
-                size += got
-                ended = not got  # close_notify
+                size: Any = tls.read(_LARGEST_RECORD, scratch)
+                left = incoming.pending
+                if size:
+                    yield scratch[:size], left
+                else:
+                    ended = True  # close_notify
             if ended:
                 with suppress(ssl.SSLError):
                     tls.unwrap()  # ours, for which the peer may wait; it raises while the peer's TCP end is to come
@@ -301,21 +324,27 @@ class Link:
         if self._outgoing.pending:  # close_notify, an alert, or the answer to a key update
             with suppress(OSError):
                 self._put(self._outgoing.read())
-        if size:
-            self._deliver(plain[:size], at, empty_at)
         if ended:
             self.fail(broken)
 
     def _deliver(self, data: memoryview, at: float, empty_at: float) -> None:
         if self.inbox is not None:
             self.inbox.add(data, at, empty_at)
-        elif self.receiver is not None:
+        elif self._tls is not None:
+            for plain, _ in self._decrypt(self._tls, data):
+                self._hand_over(plain, at, empty_at)
+        else:
+            self._hand_over(data, at, empty_at)
+
+    def _hand_over(self, data: memoryview, at: float, empty_at: float) -> None:
+        if self.receiver is not None:
             self.receiver.receive(data.tobytes(), Arrival(at, empty_at))
         elif not self.shut:
             self.fail(None)  # bytes nobody asked for: this connection cannot be used for another turn
 
     def fail(self, error: OSError | None) -> None:
         """The connection is over (None: the peer closed it): close, and tell the receiver."""
+        self.unseal()  # it may say why
         receiver = self.receiver
         self.close()
         if receiver is not None:
