@@ -12,20 +12,20 @@ import pandas as pd
 
 from benchmarks.voice import RATE
 
-CHUNK_S = 0.020
 _SAME_TURN_S = 0.5
 
 
 def told(trace: Path) -> pd.DataFrame:
-    """The peer's trace, a row a turn, with user_offset_true_at, onset_true_at, transfer_true_s and stall_true_s."""
+    """The peer's trace, a row a turn, with user_offset_true_at, onset_true_at, transfer_true_s, stall_true_s and
+    held_up_s: how much later than its first chunk one of the answer's others was written (after its stall, if any)."""
     whole, _, _ = trace.read_text().rpartition("\n")  # the peer may be writing the next line
     turns = pd.DataFrame([json.loads(line) for line in whole.splitlines()])
     turns["user_offset_true_at"] = turns["user_recv_ns"] / 1e9 - (turns["user_chunk"] - turns["user_end"]) / RATE
     turns["onset_true_at"] = turns["onset_write_ns"] / 1e9 + turns["onset_at"] / RATE
     turns["transfer_true_s"] = turns["onset_true_at"] - turns["user_offset_true_at"]
-    # The chunk after the stall was due 20 ms after the one before it.
-    waited_s = (turns["stall_after_ns"] - turns["stall_before_ns"]) / 1e9 - CHUNK_S
-    turns["stall_true_s"] = waited_s.where(turns["stalled"] == 1, 0.0)
+    turns["held_up_s"] = (turns["latest_us"] - turns["onset_late_us"]) / 1e6
+    # What the peer itself is late with after the stall comes on top.
+    turns["stall_true_s"] = (turns["stall_ms"] / 1e3 + turns["held_up_s"]).where(turns["stalled"] == 1, 0.0)
     return turns
 
 

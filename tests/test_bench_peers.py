@@ -63,12 +63,13 @@ def test_a_peer_notes_both_ends_of_a_turn(made_of: str, tmp_path: Path, monkeypa
     assert turn["user_recv_ns"] / 1e9 >= sent_at[last]
     assert turn["user_recv_ns"] <= turn["user_read_ns"] <= turn["onset_write_ns"]
     assert turn["stall_true_s"] >= 0.08
+    assert abs(turn["held_up_s"]) < 0.08, "what was asked for is not its own lateness"
     assert 0 <= turn["onset_at"] < 320
 
 
 def test_rows_are_joined_to_the_turn_of_their_stream(tmp_path: Path) -> None:
     note = {"turn": 0, "user_chunk": 320, "user_end": 160, "onset_at": 32, "stalled": 0, "onset_late_us": 0}
-    note |= {"stall_before_ns": 0, "stall_after_ns": 0, "latest_before_us": 0}
+    note |= {"stall_before_ns": 0, "stall_after_ns": 0, "latest_before_us": 0, "latest_us": 0, "stall_ms": 0}
     lines = [
         note | {"stream": stream, "user_recv_ns": int(at * 1e9), "onset_write_ns": int((at + 0.5) * 1e9)}
         for stream, at in (("a", 10.0), ("b", 10.0), ("a", 18.0))

@@ -15,6 +15,7 @@
  *     onset_at        that sample, in samples from the chunk's beginning: drawn anew for each answer
  *     onset_late_us   how late that chunk was written; late_before_us: the up to 50 before it, oldest first;
  *     latest_before_us  the latest of all of this call's before it
+ *     latest_us       of the answer's own chunks the latest, of those after an injected stall where there is one
  *     stall_*_ns      the last write before an injected stall, the first after it; 0 where there was none
  * --receipts FILE: of the first --receipts-calls calls each chunk heard, as int64 triples: the call's number from 1,
  * media nanoseconds received so far, the receive stamp.
@@ -57,7 +58,7 @@ struct turn {
     int stalled;
     int64_t stall_before_ns, stall_after_ns;
     int before;
-    int64_t latest_before_ns;
+    int64_t latest_before_ns, latest_ns;
     int32_t late_before_us[BEFORE];
 };
 
@@ -205,13 +206,14 @@ static void note_turn(struct call *call) {
             "{\"stream\": \"%s\", \"turn\": %u, \"user_recv_ns\": %lld, \"user_read_ns\": %lld, \"user_end\": %d, "
             "\"user_chunk\": %d, \"onset_write_ns\": %lld, \"onset_wrote_ns\": %lld, \"onset_at\": %d, "
             "\"onset_late_us\": %lld, \"answer_samples\": %d, \"last_write_ns\": %lld, \"last_at\": %d, "
-            "\"latest_before_us\": %lld, \"stalled\": %d, \"stall_before_ns\": %lld, \"stall_after_ns\": %lld, "
+            "\"latest_before_us\": %lld, \"latest_us\": %lld, \"stall_ms\": %d, \"stalled\": %d, \"stall_before_ns\": %lld, \"stall_after_ns\": %lld, "
             "\"late_before_us\": [",
             call->stream, call->turns, (long long)turn->user_recv_ns, (long long)turn->user_read_ns, turn->user_end,
             turn->user_chunk, (long long)turn->onset_write_ns, (long long)turn->onset_wrote_ns, turn->onset_at,
             (long long)(turn->onset_late_ns / 1000), voice_samples, (long long)turn->last_write_ns, turn->last_at,
-            (long long)(turn->latest_before_ns / 1000), turn->stalled, (long long)turn->stall_before_ns,
-            (long long)turn->stall_after_ns);
+            (long long)(turn->latest_before_ns / 1000), (long long)(turn->latest_ns / 1000), asked.stall_ms,
+            turn->stalled,
+            (long long)turn->stall_before_ns, (long long)turn->stall_after_ns);
     for (int i = 0; i < turn->before; i++) fprintf(trace, "%s%d", i ? ", " : "", turn->late_before_us[i]);
     fputs("]}\n", trace);
 }
@@ -252,8 +254,10 @@ static void say(struct call *call) {
         const int64_t late_ns = before_ns - call->due_ns;
         if (first) turn->onset_write_ns = before_ns, turn->onset_wrote_ns = monotonic_ns(), turn->onset_late_ns = late_ns;
         if (call->answering) {
-            if (turn->stall_before_ns && !turn->stall_after_ns) turn->stall_after_ns = before_ns;
+            const int after = turn->stall_before_ns && !turn->stall_after_ns;
+            if (after) turn->stall_after_ns = before_ns;
             turn->last_write_ns = before_ns;
+            if (first || after || late_ns > turn->latest_ns) turn->latest_ns = late_ns;
         }
         late_add(&written_late, late_ns);
         if (late_ns > call->latest_ns) call->latest_ns = late_ns;

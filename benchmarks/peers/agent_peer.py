@@ -194,6 +194,7 @@ class Call(asyncio.Protocol):
             self.answering, self.answer_at, self.reply_ns = True, 0, 0
             agent.answers += 1
             turn |= {"onset_at": agent.random.randrange(CHUNK), "stall_before_ns": 0, "stall_after_ns": 0}
+            turn["stall_ms"] = options.stall_ms
             turn["stalled"] = int(options.stall_ms > 0 and agent.random.random() < options.stall_share)
             turn["late_before_us"], turn["latest_before_us"] = self.late_us[-BEFORE:], self.latest_us
         stall_at = int(options.stall_after_s * RATE) // CHUNK
@@ -213,11 +214,12 @@ class Call(asyncio.Protocol):
             late_ns = before_ns - self.due_ns
             if self.answering and self.answer_at == 0:
                 turn["onset_write_ns"], turn["onset_wrote_ns"] = before_ns, time.monotonic_ns()
-                turn["onset_late_us"] = late_ns // 1000
+                turn["onset_late_us"] = turn["latest_us"] = late_ns // 1000
             if self.answering:
                 if turn["stall_before_ns"] and not turn["stall_after_ns"]:
-                    turn["stall_after_ns"] = before_ns
+                    turn["stall_after_ns"], turn["latest_us"] = before_ns, late_ns // 1000
                 turn["last_write_ns"] = before_ns
+                turn["latest_us"] = max(turn["latest_us"], late_ns // 1000)
             agent.written_late.append(late_ns)
             self.late_us = [*self.late_us[1 - BEFORE :], late_ns // 1000]
             self.latest_us = max(self.latest_us, late_ns // 1000)
