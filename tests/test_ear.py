@@ -18,7 +18,7 @@ import soundfile
 
 from workers.audio import ear as ear_module
 from workers.audio.ear import Ear, EarLost, EarRefused
-from workers.audio.ear_child import answer
+from workers.audio.ear_child import NICE, answer
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE = 16_000
@@ -258,7 +258,7 @@ def test_it_does_not_outlive_its_parent(how: signal.Signals) -> None:
     child = psutil.Process(int(pid))
     child.send_signal(signal.SIGINT)  # Ctrl-C reaches it too, and is not for it
     assert child.is_running()
-    assert os.sched_getscheduler(child.pid) == os.SCHED_IDLE
+    assert child.nice() == NICE
     parent.send_signal(how)
     parent.wait()
     parent.stdout.close()

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 Samples = npt.NDArray[np.int16]
 
+NICE = 19  # pacing goes first: an answer may come later, a chunk may not
 _READ_BYTES = 1 << 20
 LARGEST_BYTES = 256 << 20
 
@@ -80,9 +81,7 @@ def _at_rate(pcm: bytes, rate: int, wanted: int) -> Samples:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, which still has questions while it drains
-    # Pacing goes first: an answer may come later, a chunk may not. A process that is merely nice holds a core for
-    # milliseconds once it has it; an idle one leaves it at once.
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    os.nice(NICE)
     questions, answers = os.dup(0), os.dup(1)
     os.set_blocking(questions, True)  # gevent made the socket non-blocking
     os.dup2(2, 1)  # a library that prints must not print into an answer
