@@ -237,3 +237,29 @@ def test_who_wants_to_break_in_waits_out_a_pause_of_the_agents_and_no_longer() -
     goes_on, waited_s = done.stdout.split()
     assert goes_on == "True", done.stderr
     assert 0.8 <= float(waited_s) < 4.0, "it speaks on until 6.0"
+
+
+UNHEARD = (
+    PAUSING[: PAUSING.index("print(")]
+    + """
+def hear_now(call):  # calls are heard in turn: what came since waits for that
+    call.line.came.empty()
+    Hearing.last_loud_at = began_at + 1.2
+
+Hearing.last_loud_at = began_at + 0.5
+call._calling.hear_now = hear_now
+call.hearing.ask_for_offset = lambda then: then(None)
+call._scenario.answer_end_s = 0.5
+board.ticker.call_at(began_at + 0.9, lambda: call.line.came.add(b"words", began_at + 0.9, began_at + 0.9))
+print(call._await_answer(turn, None), turn.agent_offset_at - began_at, time.monotonic() - began_at)
+"""
+)
+
+
+def test_an_answer_is_not_over_before_what_came_of_it_is_heard() -> None:
+    command = [sys.executable, "-c", UNHEARD]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    goes_on, offset_s, waited_s = done.stdout.split()
+    assert goes_on == "False", done.stderr
+    assert float(offset_s) == pytest.approx(1.2, abs=0.01)
+    assert 1.6 <= float(waited_s) < 3.0

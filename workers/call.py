@@ -351,6 +351,8 @@ class Call:
         scenario = self._scenario
         deadline = turn.user_offset_at + scenario.answer_timeout_s
         while True:
+            if self.line.came:  # as old as hearing comes round, which may be older than the pause that ends an answer
+                self._calling.hear_now(self)
             answer = turn.answer = answering.answer_of(turn, self.hearing, self._owed)
             self._raise_if_gone()
             now = time.monotonic()

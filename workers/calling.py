@@ -95,8 +95,13 @@ class Calling:
     def close(self) -> None:
         self.ear.close()
 
+    def hear_now(self, call: Listener) -> None:
+        """Hear what has come for one call, from its greenlet: before it judges that nothing has."""
+        if call.line.came:
+            self._hear((call,))
+
     def _hear(self, calls: Iterable[Listener]) -> None:
-        """In the hub: decode what came for these calls, and put all audio through the gate at once."""
+        """Decode what came for these calls, and put all audio through the gate at once."""
         for call in calls:
             try:
                 self._decode(call)

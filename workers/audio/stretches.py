@@ -72,7 +72,7 @@ class Utterance:
     def came(self, at: float, empty_at: float, in_one_read: bool) -> None:
         """One more chunk. in_one_read: with the one before it."""
         if in_one_read and len(self.at) > 1:
-            self.at[-1] = empty_at
+            self.at[-1] = max(empty_at, self.at[-2])
         self.at.append(at)
 
     def resized(self, length_s: float) -> None:
