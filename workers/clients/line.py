@@ -182,8 +182,8 @@ class Line:
 
     def broke(self, error: OSError) -> None:
         """Sending failed. What had come until then is still to be heard."""
+        self._link.fail(error)  # what lies sealed may say why
         self.closed(error)
-        self._link.close()
 
     def _hang_up(self, code: int, why: TurnFailed) -> None:
         if self.gone is None or self.gone.kind in ("ws_closed_1006", "connection_broken"):
