@@ -17,7 +17,8 @@ _SAME_TURN_S = 0.5
 
 def told(trace: Path) -> pd.DataFrame:
     """The peer's trace, a row a turn, with user_offset_true_at, onset_true_at, transfer_true_s, stall_true_s and
-    held_up_s: how much later than its first chunk one of the answer's others was written (after its stall, if any)."""
+    held_up_s: how much later than its first chunk one of the answer's others was written (after its stall, if any).
+    """
     whole, _, _ = trace.read_text().rpartition("\n")  # the peer may be writing the next line
     turns = pd.DataFrame([json.loads(line) for line in whole.splitlines()])
     turns["user_offset_true_at"] = turns["user_recv_ns"] / 1e9 - (turns["user_chunk"] - turns["user_end"]) / RATE

@@ -722,6 +722,23 @@ def test_what_waits_sealed_bears_the_stamp_with_which_its_record_was_whole(tls: 
         assert isinstance(ear.error, ssl.SSLError)
 
 
+def test_records_of_one_read_are_one_arrival(tls: Tls) -> None:
+    """As they are without TLS: what counts arrivals must not count records."""
+
+    let = threading.Event()
+
+    def act(sock: socket.socket) -> None:
+        record = sealing(tls, sock)
+        assert let.wait(WITHIN_S)
+        sock.sendall(b"".join([record(bytes([k]) * 500) for k in range(1, 4)]))
+        hold(sock)
+
+    with linked(Peer(act), tls=tls.trusting) as (_, ear):
+        let.set()
+        ear.wait_for(1500)
+        assert [part.data for part in ear.parts] == [bytes([1]) * 500 + bytes([2]) * 500 + bytes([3]) * 500]
+
+
 def test_tls_that_is_closed_in_order_is_an_end(tls: Tls) -> None:
     """close_notify says that no more will come; its sender may well wait for ours before it closes the connection."""
     then: list[str] = []

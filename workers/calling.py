@@ -97,8 +97,7 @@ class Calling:
 
     def hear_now(self, call: Listener) -> None:
         """Hear what has come for one call, from its greenlet: before it judges that nothing has."""
-        if call.line.came:
-            self._hear((call,))
+        self._hear((call,))
 
     def _hear(self, calls: Iterable[Listener]) -> None:
         """Decode what came for these calls, and put all audio through the gate at once."""

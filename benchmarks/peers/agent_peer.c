@@ -206,14 +206,13 @@ static void note_turn(struct call *call) {
             "{\"stream\": \"%s\", \"turn\": %u, \"user_recv_ns\": %lld, \"user_read_ns\": %lld, \"user_end\": %d, "
             "\"user_chunk\": %d, \"onset_write_ns\": %lld, \"onset_wrote_ns\": %lld, \"onset_at\": %d, "
             "\"onset_late_us\": %lld, \"answer_samples\": %d, \"last_write_ns\": %lld, \"last_at\": %d, "
-            "\"latest_before_us\": %lld, \"latest_us\": %lld, \"stall_ms\": %d, \"stalled\": %d, \"stall_before_ns\": %lld, \"stall_after_ns\": %lld, "
-            "\"late_before_us\": [",
+            "\"latest_before_us\": %lld, \"latest_us\": %lld, \"stall_ms\": %d, \"stalled\": %d, "
+            "\"stall_before_ns\": %lld, \"stall_after_ns\": %lld, \"late_before_us\": [",
             call->stream, call->turns, (long long)turn->user_recv_ns, (long long)turn->user_read_ns, turn->user_end,
             turn->user_chunk, (long long)turn->onset_write_ns, (long long)turn->onset_wrote_ns, turn->onset_at,
             (long long)(turn->onset_late_ns / 1000), voice_samples, (long long)turn->last_write_ns, turn->last_at,
             (long long)(turn->latest_before_ns / 1000), (long long)(turn->latest_ns / 1000), asked.stall_ms,
-            turn->stalled,
-            (long long)turn->stall_before_ns, (long long)turn->stall_after_ns);
+            turn->stalled, (long long)turn->stall_before_ns, (long long)turn->stall_after_ns);
     for (int i = 0; i < turn->before; i++) fprintf(trace, "%s%d", i ? ", " : "", turn->late_before_us[i]);
     fputs("]}\n", trace);
 }

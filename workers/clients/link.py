@@ -16,7 +16,6 @@ import ssl
 import struct
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -285,7 +284,8 @@ class Link:
             return
         data, sizes, instants = inbox.take(inbox.plain)
         behind, k, last = len(data) - sizes[0], 0, -1  # bytes behind read k; the read of the record before
-        for plain, left in self._decrypt(tls, data):
+        records, ended, broken = self._decrypt(tls, data)
+        for plain, left in records:
             while left < behind:
                 k += 1
                 behind -= sizes[k]
@@ -293,17 +293,19 @@ class Link:
                 inbox.extend(plain)
             else:
                 inbox.add(plain, instants[2 * k], instants[2 * k + 1])
-                inbox.plain += 1  # at once: what comes last may end the link, which asks for this again
                 last = k
+        inbox.plain = len(inbox.sizes)
+        if ended:
+            self.fail(broken)
 
-    def _decrypt(self, tls: ssl.SSLObject, data: bytes | memoryview) -> Iterator[tuple[memoryview, int]]:
-        """What each record says, to be taken at once, and how much of `data` lay behind it.
-
-        Ends the link where it says so, or breaks.
-        """
+    def _decrypt(
+        self, tls: ssl.SSLObject, data: bytes | memoryview
+    ) -> tuple[list[tuple[bytes, int]], bool, OSError | None]:
+        """What each record says, and how much of `data` lay behind it; whether the link is over, and what broke it."""
         incoming, scratch = self._incoming, self._board.scratch_view
         incoming.write(data)
         left = len(data)
+        records: list[tuple[bytes, int]] = []
         ended, broken = False, None
         try:
             while left and not ended:
@@ -311,7 +313,7 @@ class Link:
                 size: Any = tls.read(_LARGEST_RECORD, scratch)
                 left = incoming.pending
                 if size:
-                    yield scratch[:size], left
+                    records.append((scratch[:size].tobytes(), left))
                 else:
                     ended = True  # close_notify
             if ended:
@@ -324,21 +326,23 @@ class Link:
         if self._outgoing.pending:  # close_notify, an alert, or the answer to a key update
             with suppress(OSError):
                 self._put(self._outgoing.read())
-        if ended:
-            self.fail(broken)
+        return records, ended, broken
 
     def _deliver(self, data: memoryview, at: float, empty_at: float) -> None:
         if self.inbox is not None:
             self.inbox.add(data, at, empty_at)
-        elif self._tls is not None:
-            for plain, _ in self._decrypt(self._tls, data):
-                self._hand_over(plain, at, empty_at)
+        elif self._tls is None:
+            self._hand_over(data.tobytes(), at, empty_at)
         else:
-            self._hand_over(data, at, empty_at)
+            records, ended, broken = self._decrypt(self._tls, data)
+            if records:  # all of a read are one arrival
+                self._hand_over(b"".join([plain for plain, _ in records]), at, empty_at)
+            if ended:
+                self.fail(broken)
 
-    def _hand_over(self, data: memoryview, at: float, empty_at: float) -> None:
+    def _hand_over(self, data: bytes, at: float, empty_at: float) -> None:
         if self.receiver is not None:
-            self.receiver.receive(data.tobytes(), Arrival(at, empty_at))
+            self.receiver.receive(data, Arrival(at, empty_at))
         elif not self.shut:
             self.fail(None)  # bytes nobody asked for: this connection cannot be used for another turn
 
