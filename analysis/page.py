@@ -14,7 +14,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from analysis import page_conversation
+from analysis import page_conversation, page_targets
 from analysis.checks import CHECKS
 from analysis.counting import CONVERSATIONS
 from analysis.page_numbers import Figures, fits, interval, number, percent, quantile, rate
@@ -31,7 +31,10 @@ def render(figures: Figures, console: Console) -> str:
 
 
 def _print(figures: Figures, console: Console) -> None:
-    parts: list[RenderableType] = [_header(figures), _doubts(figures), _turns(figures)]
+    parts: list[RenderableType] = [_header(figures), doubts(figures)]
+    if figures["targets"]:
+        parts.append(page_targets.part(figures["targets"], figures["bottleneck"]))
+    parts.append(_turns(figures))
     if figures["overall"]["answered"]:
         parts += [_by_text(figures, console), _intervals(figures, console), _throughput(figures), _stalls(figures)]
     if figures["server"]:
@@ -72,6 +75,8 @@ def _scenario(what: Figures, scenario: Figures) -> str:
 
 def _load(what: Figures, scenario: Figures) -> str:
     users = f"{what['users']} users" if what["users"] is not None else "users unknown"
+    if what["levels"]:
+        users = f"levels of {', '.join(map(str, what['levels']))} users"
     if scenario.get("arrivals", "closed") == "closed":
         think = scenario.get("think_s")
         if isinstance(think, list | tuple):
@@ -90,7 +95,8 @@ def _time(what: Figures, turns: Figures, scenario: Figures) -> str:
     if what["measured_wall_s"]:
         parts.append(f"{what['measured_wall_s']:,.1f} s measured")
     if turns["warm_up"]:
-        parts.append(f"warm-up of {scenario.get('warm_up_s')} s ({turns['warm_up']:,} turns) left out")
+        of_what = "of each level" if what["levels"] else f"of {scenario.get('warm_up_s')} s"
+        parts.append(f"warm-up {of_what} ({turns['warm_up']:,} turns) left out")
     if what["exit_reason"]:
         parts.append(f"ended: {what['exit_reason']}")
     return " · ".join(parts) or "unknown"
@@ -108,7 +114,8 @@ def _workers(what: Figures) -> str:
 # ------------------------------------------------------------------------------------------------------ doubts, turns
 
 
-def _doubts(figures: Figures) -> RenderableType:
+def doubts(figures: Figures) -> RenderableType:
+    """The reasons to distrust a run, the gravest first: what every page opens with."""
     found = figures["reasons"]
     if not found:
         return Text(f"No reason to distrust this run: {len(CHECKS)} checks passed.", style="green")

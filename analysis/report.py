@@ -5,10 +5,6 @@ Reads options and writes files; computes no figure (summary.py) and lays out no 
 
 import argparse
 import csv
-import json
-import math
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,12 +13,16 @@ from typing import Any
 
 from rich.console import Console
 
-from analysis import page
+from analysis import page, page_targets
+from analysis.console import say, width, write_json
 from analysis.exports import EXPORTS
+from analysis.exports.junit import write_junit
+from analysis.exports.markdown import write_markdown
 from analysis.runs import ForeignRun, open_run, read_table
 from analysis.server_join import import_server_log
 from analysis.server_sources import ForeignTrace
 from analysis.summary import METRICS, summarise_run
+from analysis.targets import TargetError, targets_of
 
 EXAMPLES = """\
 examples:
@@ -35,13 +35,14 @@ examples:
       the same with a voice agent's own log (NVIDIA's, pipecat's): its LLM, TTS and ASR, and where each turn's time went
   python -m analysis.report runs/latest --export voice_agent --output results
       a JSON file a client and summary.json, in the fields of NVIDIA's voice-agent benchmark
+  python -m analysis.report runs/latest --targets chatterbox --junit targets.xml --markdown targets.md
+      does it hold what was asked? S2's targets here, or a YAML file of your own; for a CI server and a pull request
   python -m analysis.report runs/20261120-101500-speech --output /tmp/report
       write report.json and summary.csv somewhere else than into the run
 
-exit status: 0 a report was made (whatever it says); 2 there was no run to report on.
+exit status: 0 a report was made, and all targets hold where there are any; 1 a target is missed; 2 one cannot be
+judged, or there was no run to report on.
 """
-FALLBACK_WIDTH = 120
-NARROWEST, WIDEST = 100, 140
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,16 +51,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.export:
             return _export(options.export, options.run, options.output)
-        figures = report(options.run, options.server_log)
+        figures = report(options.run, options.server_log, options.targets)
         written = write(figures, options.output or Path(figures["path"]))
-    except (ForeignRun, ForeignTrace) as error:
+        written += _write_verdicts(figures, options.junit, options.markdown)
+    except (ForeignRun, ForeignTrace, TargetError) as error:
         return _fail(str(error))
     except OSError as error:
         elsewhere = "; --output DIR writes the report elsewhere" if isinstance(error, PermissionError) else ""
         return _fail(f"{error.filename or options.run}: {error.strerror or error}{elsewhere}")
-    _say(page.render(figures, Console(width=_width(options.width), highlight=False)))
-    _say(f"Written: {', '.join(map(str, written))}")
-    return 0
+    say(page.render(figures, Console(width=width(options.width), highlight=False)))
+    say(f"Written: {', '.join(map(str, written))}")
+    return int(figures["targets"]["exit"]) if figures["targets"] else 0
+
+
+def _write_verdicts(figures: dict[str, Any], junit: Path | None, markdown: Path | None) -> list[Path]:
+    """Verdicts on targets for a CI server and for a pull request, where asked for; the paths written."""
+    if (junit or markdown) and figures["targets"] is None:
+        raise TargetError("--junit and --markdown tell of targets: name them with --targets FILE")
+    if junit:
+        write_junit(junit, f"cicada {figures['run']}", page_targets.cases(figures["targets"]))
+    if markdown:
+        lines = [page_targets.summary(figures["targets"]), page_targets.remaining(figures["bottleneck"])]
+        lines += [f"{reason['severity'].upper()} {reason['code']}: {reason['line']}" for reason in figures["reasons"]]
+        write_markdown(markdown, f"Cicada: {figures['run']}", page_targets.rows(figures["targets"]), lines)
+    return [path for path in (junit, markdown) if path]
 
 
 def _export(name: str, run_dir: Path, output: Path | None) -> int:
@@ -67,34 +82,28 @@ def _export(name: str, run_dir: Path, output: Path | None) -> int:
     run = open_run(run_dir)
     directory = output or run.path / "exports" / name
     written, text = EXPORTS[name](run, directory)
-    _say(f"{text}\nWritten: {len(written):,} files in {directory}")
+    say(f"{text}\nWritten: {len(written):,} files in {directory}")
     return 0
 
 
-def _say(text: str) -> None:
-    """Print to wherever standard output goes: a log may not know every character, a reader may have left."""
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        print(text.encode(encoding, "replace").decode(encoding), flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+def report(run_dir: Path, server_logs: Sequence[Path] = (), targets: str | None = None) -> dict[str, Any]:
+    """All figures of a run (see summary.py), and its verdicts where targets are named, here or in the run.
 
-
-def report(run_dir: Path, server_logs: Sequence[Path] = ()) -> dict[str, Any]:
-    """All figures of a run (see summary.py). Raises ForeignRun, ForeignTrace, OSError."""
+    Raises ForeignRun, ForeignTrace, TargetError, OSError.
+    """
     run = open_run(run_dir)
     for path in server_logs:
         import_server_log(run, path)
     if server_logs:
         run = replace(run, server=read_table(run.path, "server"))
-    return summarise_run(run)
+    return summarise_run(run, targets_of(run.path, run.manifest.get("scenario") or {}, targets))
 
 
 def write(figures: dict[str, Any], directory: Path) -> list[Path]:
     """Write report.json, and summary.csv of requests, conversations.csv of conversations; the paths written."""
     directory.mkdir(parents=True, exist_ok=True)
     as_json, as_csv = directory / "report.json", directory / "summary.csv"
-    as_json.write_text(json.dumps(_plain(figures), indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    write_json(as_json, figures)
     written = [as_json]
     if figures["conversation"]:
         written.append(_write_conversations(figures["conversation"], directory / "conversations.csv"))
@@ -157,23 +166,6 @@ def _unit(metric: str) -> str:
     return "_ms" if metric.endswith("_ms") else ""
 
 
-def _plain(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: null."""
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _width(asked: int | None) -> int:
-    if asked:
-        return asked
-    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
-        return FALLBACK_WIDTH
-    return min(WIDEST, max(NARROWEST, shutil.get_terminal_size((FALLBACK_WIDTH, 40)).columns))
-
-
 def _fail(line: str) -> int:
     print(f"report: {line}", file=sys.stderr)
     return 2
@@ -195,6 +187,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the server's trace or a voice agent's log of the same time, to put beside it; may be given several times",
     )
+    parser.add_argument(
+        "--targets",
+        metavar="FILE",
+        help="YAML, or chatterbox, personaplex, voice_agent (default: the run's own)",
+    )
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="the verdicts on the targets, as JUnit XML")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the same as a Markdown table")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="where the files go (default: RUN; of an export: RUN/exports/NAME)"
     )

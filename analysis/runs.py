@@ -4,7 +4,7 @@ Instants of several hosts' monotonic clocks are laid on one wall clock here, by 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ HOW_TO_MAKE_ONE = "`make demo` makes one, and so does any `locust --headless` ru
 # What the report reads of a turn. A column that nobody needs costs 8 MB a million turns.
 TURN_COLUMNS = (
     *("worker", "session", "protocol", "dialect", "scenario", "request_id", "text_name", "text_chars", "voice"),
-    *("phase", "clock", "outcome", "error_kind", "error"),
+    *("phase", "level", "clock", "outcome", "error_kind", "error"),
     *("intended_at", "sent_at", "ready_at", "first_chunk_at", "ended_at"),
     *("flagged", "connection_new", "audio_s", "ttfc_s", "ttfa_s", "e2e_s", "rtf", "min_prebuffer_s"),
     *(f"stall_count_{prebuffer}ms" for prebuffer in schema.PREBUFFERS_MS),
@@ -196,16 +196,20 @@ def _completed(part: Any, wanted: list[Any], alike: list[str]) -> Any:
 
 
 def _offsets(sealed: shards.Sealed, manifest: dict[str, Any]) -> dict[str, float]:
-    """Wall clock - monotonic clock of each worker, s.
+    told = manifest.get("workers")
+    known = told if isinstance(told, dict) else {}
+    return clock_offsets({worker: log.facts or known.get(worker, {}) for worker, log in sealed.logs.items()})
+
+
+def clock_offsets(workers: Mapping[str, dict[str, Any]]) -> dict[str, float]:
+    """Wall clock - monotonic clock of each worker, s, from the facts in its log's header.
 
     Workers of one boot share a monotonic clock: they share the first one's anchor, so that a step of the wall clock
     between their starts does not tear them apart.
     """
     offsets: dict[str, float] = {}
     of_boot: dict[str, float] = {}
-    told = manifest.get("workers")
-    for worker, log in sealed.logs.items():
-        facts = log.facts or (told.get(worker, {}) if isinstance(told, dict) else {})
+    for worker, facts in workers.items():
         wall, monotonic = facts.get("wall_at"), facts.get("monotonic_at")
         offset = wall - monotonic if isinstance(wall, int | float) and isinstance(monotonic, int | float) else 0.0
         boot = facts.get("boot_id")

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import server_join
-from analysis.checks import reasons
+from analysis import server_join, verdicts
+from analysis.checks import Reason, reasons
 from analysis.conversation import summarise_conversations
 from analysis.counting import Counted, conversations, count, requests, wall_s
 from analysis.runs import Run
+from analysis.scraped import read_scraped, series
 from analysis.stats import Quantile, asps, cps, quantile_interval, rps, summarise, turns_needed
+from analysis.targets import Targets
 from workers.samples import schema
 
 REPORT_VERSION = 1
@@ -27,18 +29,22 @@ OTHER = "other"
 Figures = dict[str, Any]
 
 
-def summarise_run(run: Run) -> Figures:
+def summarise_run(run: Run, targets: Targets | None = None) -> Figures:
     """All figures of a run. Keys carry their unit; what cannot be told is null, and its neighbour says why."""
     counted = count(run.turns)
+    doubted = reasons(run, counted)
     asked = requests(counted)
     timed = _with_from_send(asked)
+    server, spoken = _server(run, asked), summarise_conversations(run, conversations(counted), _metric)
     return {
         "report_version": REPORT_VERSION,
         "run": run.id,
         "path": str(run.path),
         "finished": run.finished,
         "what": _what(run, counted),
-        "reasons": [asdict(reason) for reason in reasons(run, counted)],
+        "reasons": [asdict(reason) for reason in doubted],
+        "bottleneck": _bottleneck(server, spoken),
+        "targets": None if targets is None else _targets(run, counted, targets, doubted),
         "turns": _turns(run, counted),
         "failures": _failures(counted),
         "cut": _kinds(counted.cut),
@@ -46,9 +52,35 @@ def summarise_run(run: Run) -> Figures:
         "overall": _figures(timed),
         "texts": _texts(timed),
         "stalls": _stalls(asked),
-        "server": _server(run, asked),
-        "conversation": summarise_conversations(run, conversations(counted), _metric),
+        "server": server,
+        "conversation": spoken,
     }
+
+
+def _bottleneck(server: Figures | None, spoken: Figures | None) -> Figures:
+    """Which part of the way to the first audio takes most, of requests and of conversations; why not, where untold."""
+    found: Figures = {"requests": None, "conversations": None}
+    if server is not None and server["joined"]:
+        figures = server["figures"]
+        wait, ttfb, rest = (figures[name]["mean"] for name in ("server_queue_wait_ms", "server_ttfb_ms", "rest_ms"))
+        if None not in (wait, ttfb, rest):
+            parts = {"the wait for a stream": wait, "speech synthesis": ttfb - wait, "network and client": rest}
+            found["requests"] = _largest(parts)
+    if spoken is not None and (told := spoken["server"]) and told["waterfall"]:
+        found["conversations"] = told["waterfall"]["bottleneck"]
+    return found
+
+
+def _largest(parts: dict[str, float]) -> Figures:
+    part = max(parts, key=lambda name: parts[name])
+    whole = sum(max(0.0, mean) for mean in parts.values())
+    return {"part": part, "mean_ms": parts[part], "share_percent": parts[part] / whole * 100 if whole else None}
+
+
+def _targets(run: Run, counted: Counted, targets: Targets, doubted: list[Reason]) -> Figures:
+    memory = series(read_scraped(run.path), "gpu_memory_bytes")["value"]
+    grave = verdicts.doubts((reason.severity, reason.code) for reason in doubted)
+    return verdicts.summarise(targets, counted, grave, float(memory.max()) if len(memory) else None)
 
 
 def _with_from_send(counted: Counted) -> Counted:
@@ -66,6 +98,7 @@ def _what(run: Run, counted: Counted) -> Figures:
         "target": told.get("host"),
         "scenario": told.get("scenario"),
         "users": told.get("users"),
+        "levels": [level.get("users") for level in told.get("levels") or ()] or None,
         "command": told.get("command"),
         "versions": told.get("versions"),
         "machine": told.get("machine"),

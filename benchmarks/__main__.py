@@ -11,7 +11,7 @@ from benchmarks import machine, results
 from benchmarks.processes import ProcessFailed
 
 BENCHMARKS = (
-    *("paced", "unpaced", "truth", "server_stamps", "recording", "memory", "report_speed"),
+    *("paced", "unpaced", "truth", "server_stamps", "recording", "memory", "report_speed", "decision"),
     *("sessions", "turn_truth", "speech_truth", "stall_truth", "session_memory", "pacing_drift", "agent"),
 )
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,12 +11,13 @@ from gpu_server import agent_rtvi
 from gpu_server.agent_log import CallLog
 from gpu_server.agent_settings import AgentSettings, Delays
 from gpu_server.agent_turn import Turn
-from gpu_server.agent_voice import AgentVoice
+from gpu_server.agent_voice import AgentVoice, Speech, made_ahead
 from gpu_server.agent_wire import AudioWriter
 from gpu_server.pace import wait_until
 from gpu_server.playback import Playback
 from gpu_server.recognizer import Recognizer
 from gpu_server.reply import Replier, Said, SentenceCutter
+from gpu_server.stages import Stage
 from gpu_server.ticker import Ticker
 from gpu_server.trace import TurnOutcome
 
@@ -31,6 +32,7 @@ class Parts:
     replier: Replier
     ticker: Ticker
     writer: AudioWriter
+    stages: Mapping[str, Stage]  # asr, llm, tts
 
 
 class GivenUp(Exception):
@@ -84,10 +86,11 @@ class Answering:
         turn, recognizer, settings = self._turn, self._parts.recognizer, self._parts.settings
         asked_at = turn.answer_asked_at
         assert asked_at is not None
-        if recognizer is not None:
-            turn.transcript = await recognizer.transcribe(speech)
-        await wait_until(asked_at + self._delays.asr_s)
-        turn.transcript_at = time.monotonic()
+        async with self._parts.stages["asr"].slot() as turn.asr_admitted_at:
+            if recognizer is not None:
+                turn.transcript = await recognizer.transcribe(speech)
+            await wait_until((turn.asr_admitted_at or asked_at) + self._delays.asr_s)
+            turn.transcript_at = time.monotonic()
         asr_s = turn.transcript_at - asked_at
         self._log.recognized(asr_s, settings.vad_stop_s, turn.transcript)
         if turn.transcript is not None:
@@ -102,7 +105,10 @@ class Answering:
         cutter = SentenceCutter()
         pieces: list[str] = []
         try:
-            async with aclosing(self._parts.replier.stream(max(turn.number, 0), history)) as stream:
+            async with (
+                self._parts.stages["llm"].slot() as turn.llm_admitted_at,
+                aclosing(self._parts.replier.stream(max(turn.number, 0), history)) as stream,
+            ):
                 async for piece in stream:
                     if turn.first_token_at is None:
                         await self._note_first_token(asked_at)
@@ -122,7 +128,7 @@ class Answering:
             sentences.put_nowait(None)
 
     async def _note_first_token(self, asked_at: float) -> None:
-        await wait_until(asked_at + self._delays.llm_s)
+        await wait_until((self._turn.llm_admitted_at or asked_at) + self._delays.llm_s)
         self._turn.first_token_at = time.monotonic()
         ttfb_s = self._turn.first_token_at - asked_at
         self._log.first_token(ttfb_s)
@@ -144,16 +150,26 @@ class Answering:
                 # From the sentence itself on, so that no time falls between two stages.
                 asked_at = turn.speech_asked_at = turn.first_sentence_at or asked_at
             self._log.generating(sentence)
-            begun = False
-            async with aclosing(self._parts.voice.speak(sentence)) as pieces:
+            speech = self._made(sentence, asked_at)
+            if self._parts.stages["tts"].admission is not None:
+                # A slot is held while audio is made, not while it is listened to.
+                speech = made_ahead(speech)
+            async with aclosing(speech) as pieces:
                 async for pcm in pieces:
-                    if not begun:
-                        begun = True
-                        await wait_until(asked_at + self._delays.tts_s)
-                        await self._note_first_speech()
+                    await self._note_first_speech()
                     await self._playback.feed(pcm, time.monotonic())
             self._log.spoken(time.monotonic() - asked_at)
         self._playback.complete(time.monotonic())
+
+    async def _made(self, sentence: str, asked_at: float) -> Speech:
+        """A sentence's audio, no sooner than the stage has a slot and the delay is over."""
+        turn = self._turn
+        async with self._parts.stages["tts"].slot() as admitted_at:
+            turn.tts_admitted_at = turn.tts_admitted_at or admitted_at
+            async with aclosing(self._parts.voice.speak(sentence)) as pieces:
+                async for pcm in pieces:
+                    await wait_until((admitted_at or asked_at) + self._delays.tts_s)
+                    yield pcm
 
     async def _note_first_speech(self) -> None:
         """Stamp the first sound of the whole answer; hold it or put silence before it where a fault says so."""

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from gpu_server.ask_http import endpoint
 from gpu_server.voice_activity import Detector
@@ -12,6 +12,8 @@ from gpu_server.voice_activity import Detector
 EXAMPLES = """voice agent (pipecat's protobuf dialect at ws://HOST:PORT/ws/STREAM_ID):
   python -m gpu_server --engine tone --agent-delays asr=0.05,llm=0.2,tts=0.1
                                      answers 0.65 s after the user's last voiced audio: 0.3 of it waiting for silence
+  python -m gpu_server --engine tone --agent-slots asr=1 --agent-delays asr=0.5
+                                     recognizes two turns a second and no more: a capacity that is known
   python -m gpu_server --greeting "Hello, how can I help?" --agent-out wav --agent-chunk-ms 100
                                      greets, and sends audio as NVIDIA's bots do
   python -m gpu_server --recognizer pocketsphinx --known-queries queries.txt
@@ -22,6 +24,9 @@ EXAMPLES = """voice agent (pipecat's protobuf dialect at ws://HOST:PORT/ws/STREA
                                      talks on when interrupted, one turn in ten; never answers one in twenty"""
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True, slots=True)
 class Delays:
     """The least a stage takes, seconds. A stage that takes longer by itself is not delayed further."""
@@ -29,6 +34,15 @@ class Delays:
     asr_s: float = 0.0
     llm_s: float = 0.0
     tts_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """How many calls at a time a stage serves; None: all that come. With a limit, delays count from the slot."""
+
+    asr: int | None = None
+    llm: int | None = None
+    tts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +59,7 @@ class AgentSettings:
     vad_start_s: float = 0.06
     vad_stop_s: float = 0.3
     delays: Delays = Delays()
+    slots: Slots = Slots()
     recognizer: str = "none"
     recognizer_model: str = "default"
     known_queries: Path | None = None
@@ -86,10 +101,17 @@ def add_options(parser: argparse.ArgumentParser, whole: Callable[..., Callable[[
     )
     add(
         "--agent-delays",
-        type=_checked_delays,
+        type=_checked(parse_delays),
         default=Delays(),
         metavar="asr=S,llm=S,tts=S",
         help="the least each stage takes, seconds (default: 0)",
+    )
+    add(
+        "--agent-slots",
+        type=_checked(parse_slots),
+        default=Slots(),
+        metavar="asr=N,llm=N,tts=N",
+        help="at most so many calls at a time in a stage, more wait in line (default: no limit)",
     )
     add(
         "--recognizer",
@@ -128,6 +150,7 @@ def read_options(options: argparse.Namespace) -> AgentSettings:
         vad=options.agent_vad,
         vad_stop_s=options.agent_vad_stop_ms / 1000,
         delays=options.agent_delays,
+        slots=options.agent_slots,
         recognizer=options.recognizer,
         recognizer_model=options.recognizer_model,
         known_queries=options.known_queries,
@@ -155,11 +178,31 @@ def parse_delays(text: str) -> Delays:
     return Delays(**seconds)
 
 
-def _checked_delays(text: str) -> Delays:
-    try:
-        return parse_delays(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def parse_slots(text: str) -> Slots:
+    """Read `asr=2,llm=8,tts=4`, any of the three. Raises ValueError that says what is wrong."""
+    slots: dict[str, int] = {}
+    for part in text.split(","):
+        stage, _, value = part.partition("=")
+        if stage not in ("asr", "llm", "tts"):
+            raise ValueError(f"no stage is called {stage!r}; slots are asr=N,llm=N,tts=N")
+        if stage in slots:
+            raise ValueError(f"the stage {stage} has its slots twice in {text!r}")
+        if not value.isdecimal() or int(value) < 1:
+            raise ValueError(f"the slots {part!r} are no whole number of 1 or more")
+        slots[stage] = int(value)
+    return Slots(**slots)
+
+
+def _checked(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Let argparse show what a parser's ValueError says; by itself it would hide it."""
+
+    def checked(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
 
 
 def _url(text: str) -> str:

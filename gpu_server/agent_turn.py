@@ -18,10 +18,13 @@ class Turn:
     user_last_voiced_received_at: float | None = None
     end_of_speech_at: float | None = None
     answer_asked_at: float | None = None  # end_of_speech_at, or when it began to answer unasked
+    asr_admitted_at: float | None = None  # its slot; None also where the stage has no limit
     transcript_at: float | None = None
+    llm_admitted_at: float | None = None
     first_token_at: float | None = None
     first_sentence_at: float | None = None
     speech_asked_at: float | None = None
+    tts_admitted_at: float | None = None  # of the first sentence
     tts_first_audio_at: float | None = None
     first_audio_at: float | None = None
     last_audio_at: float | None = None
@@ -58,6 +61,9 @@ class Turn:
             llm_ttfb_s=_between(self.transcript_at, self.first_token_at),
             llm_first_sentence_s=_between(self.transcript_at, self.first_sentence_at),
             tts_ttfb_s=_between(self.speech_asked_at, self.tts_first_audio_at),
+            asr_wait_s=_between(self.answer_asked_at, self.asr_admitted_at),
+            llm_wait_s=_between(self.transcript_at, self.llm_admitted_at),
+            tts_wait_s=_between(self.speech_asked_at, self.tts_admitted_at),
             tokens=self.tokens,
             processing_s=self.processing_s,
             transcript=self.transcript,

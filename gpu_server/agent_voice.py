@@ -1,5 +1,6 @@
 """Speak a sentence at the rate a call wants. Knows nothing of calls, messages or real time."""
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
@@ -69,6 +70,28 @@ class AgentVoice:
                 yield _rounded(made)
         if len(made := resampler.resample_chunk(np.empty(0, np.float32), last=True)):
             yield _rounded(made)
+
+
+async def made_ahead(speech: Speech) -> Speech:
+    """Yield what is made, which never waits for whoever takes it. Closing the generator stops the work."""
+    made: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    async def make() -> None:
+        try:
+            async with aclosing(speech):
+                async for pcm in speech:
+                    made.put_nowait(pcm)
+        finally:
+            made.put_nowait(None)
+
+    making = asyncio.create_task(make())
+    try:
+        while (pcm := await made.get()) is not None:
+            yield pcm
+        await making
+    finally:
+        making.cancel()
+        await asyncio.gather(making, return_exceptions=True)
 
 
 def _rounded(samples: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bytes:

@@ -13,6 +13,8 @@ from gpu_server.refusal import Refusal, error_body
 from gpu_server.service import Service
 from gpu_server.speaking import SpeechAnswer
 
+_MOCKS = ("tone",)  # engines that make no speech
+
 
 def build_app(service: Service) -> ASGIApp:
     """The whole ASGI application for one service."""
@@ -35,16 +37,23 @@ def build_app(service: Service) -> ASGIApp:
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """Ready or warming; the clocks let a client align its own with this host's."""
+        """Ready or warming, its own limits, and whether it only pretends to speak.
+
+        The clocks let a client align its own with this host's.
+        """
         return JSONResponse(
             {
                 "status": "ready" if service.warm else "warming",
                 "engine": service.engine.name,
+                "mock": service.engine.name in _MOCKS,
                 "monotonic_s": time.monotonic(),
                 "wall_s": time.time(),
                 "streams": service.admission.active,
                 "queued": service.admission.queued,
                 "calls": service.calls,
+                "streams_most": service.admission.streams,
+                "queue_most": service.admission.queue,
+                "calls_most": service.calls_most,
             },
             status_code=200 if service.warm else 503,
         )

@@ -1,6 +1,7 @@
 """Decide who may call, and hold what all calls share. Knows nothing of what is said in a call."""
 
 import secrets
+from dataclasses import asdict
 from itertools import count
 from urllib.parse import unquote, urlsplit
 
@@ -18,6 +19,7 @@ from gpu_server.recognizer import choose_recognizer
 from gpu_server.refusal import Refusal
 from gpu_server.reply import ChatReplier, Replier, ScriptedReplier
 from gpu_server.service import Service
+from gpu_server.stages import Stage
 from gpu_server.ticker import Ticker
 from gpu_server.trace import AgentTurn
 from gpu_server.websocket import Connection, Listener
@@ -33,6 +35,11 @@ class Calls:
         self.settings = settings
         self._service = service
         self._numbers = count()
+        service.calls_most = settings.calls
+        stages = {name: Stage(slots) for name, slots in asdict(settings.slots).items()}
+        for name, stage in stages.items():
+            if stage.admission is not None:
+                service.metrics.watch_stage(name, stage.admission)
         recognizer = choose_recognizer(settings.recognizer, settings.recognizer_model, settings.known_queries)
         self._parts = Parts(
             settings,
@@ -41,6 +48,7 @@ class Calls:
             _choose_replier(settings),
             Ticker(service.metrics.observe_lateness),
             AudioWriter(settings.output_rate, settings.output == "wav"),
+            stages,
         )
         self._log = AgentLog(settings.log)
 

@@ -35,6 +35,18 @@ class Metrics:
         queued.set_function(lambda: admission.queued)
         active_calls = Gauge("gpu_server_calls", "Calls of the voice agent under way", registry=self._registry)
         active_calls.set_function(calls)
+        self._stage_busy = Gauge(
+            "gpu_server_stage_busy",
+            "Calls being served by a stage that has a limit",
+            ("stage",),
+            registry=self._registry,
+        )
+        self._stage_waiting = Gauge(
+            "gpu_server_stage_waiting",
+            "Calls in line for a stage that has a limit",
+            ("stage",),
+            registry=self._registry,
+        )
         self._turns = Counter(
             "gpu_server_agent_turns",
             "Turns of the voice agent by how they ended",
@@ -59,6 +71,11 @@ class Metrics:
             ("kind",),
             registry=self._registry,
         )
+
+    def watch_stage(self, stage: str, admission: Admission) -> None:
+        """Show how many calls are in a stage of the agent, and how many wait for it."""
+        self._stage_busy.labels(stage).set_function(lambda: admission.active)
+        self._stage_waiting.labels(stage).set_function(lambda: admission.queued)
 
     def observe(self, row: TraceRow) -> None:
         self._requests.labels(row["route"], row["outcome"]).inc()

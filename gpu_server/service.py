@@ -33,6 +33,7 @@ class Service:
         self.settings = settings
         self.admission = Admission(settings.streams, settings.queue)
         self.calls = 0  # of the voice agent, under way
+        self.calls_most = 0  # nobody can call until Calls opens its door
         self.metrics = Metrics(self.admission, lambda: self.calls)
         self.warm = False
         self._trace = trace

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any, Literal, TypedDict, cast
+from typing import IO, Any, Literal, NotRequired, TypedDict, cast
 
 TRACE_VERSION = 1
 
@@ -54,7 +54,11 @@ class TraceRow(TypedDict):
 
 
 class AgentTurn(TypedDict):
-    """One turn of the voice agent. What was never reached is None."""
+    """One turn of the voice agent. What was never reached is None.
+
+    A stage's seconds count from asking, so the wait for a slot is in them; the waits are also None where the stage has
+    no limit, and absent in traces of earlier versions.
+    """
 
     stream_id: str
     agent_turn: int  # in its call, from 0; the greeting is -1
@@ -72,6 +76,9 @@ class AgentTurn(TypedDict):
     llm_ttfb_s: float | None  # transcript_at to first_token_at
     llm_first_sentence_s: float | None  # transcript_at to first_sentence_at
     tts_ttfb_s: float | None  # engine asked (first_sentence_at; a greeting: at once) to tts_first_audio_at
+    asr_wait_s: NotRequired[float | None]  # end_of_speech_at to its slot
+    llm_wait_s: NotRequired[float | None]  # transcript_at to its slot
+    tts_wait_s: NotRequired[float | None]  # engine asked to the slot of the first sentence
     tokens: int | None
     processing_s: float | None  # transcript_at to the last token
     transcript: str | None

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from run_maker import (
     MONOTONIC_AT,
+    RUN,
+    WALL_AT,
     calls,
     clean_seconds,
     facts,
@@ -25,6 +27,7 @@ from analysis import checks
 from analysis.checks import Reason
 from analysis.counting import count
 from analysis.runs import open_run
+from workers.samples import schema
 
 Maker = Callable[[Path], Path]
 
@@ -81,6 +84,25 @@ def talk(**given: Any) -> list[dict[str, Any]]:
     return calls(40, 10, **given)
 
 
+def full_target(parent: Path) -> Path:
+    """Every other second all of its four streams were busy, and others waited."""
+    run = make_run(parent, log_of(calm(), clean_seconds()), target_facts={"http://h": {"streams_most": 4}})
+    rows = [
+        {"run": RUN, "endpoint": "http://h/metrics", "metric": name, "labels": "", "kind": "gauge", "value": value,
+         "at": WALL_AT + 10.5 + at}
+        for at in range(40)
+        for name, value in (("gpu_server_active_streams", 4.0 - at % 2), ("gpu_server_queue_depth", 2.0 - at % 2 * 2))
+    ]  # fmt: skip
+    (run / "server").mkdir()
+    (run / schema.METRICS_LOG).write_bytes(packed_header(facts()) + b"".join(packed("metrics", row) for row in rows))
+    return run
+
+
+def two_hosts(parent: Path) -> Path:
+    other = log_of(calm(worker="w1"), clean_seconds(), worker=facts("w1", boot_id="boot-b"))
+    return make_run(parent, {"w0": WHOLE, "w1": other})
+
+
 HEADER = packed_header(facts())
 WHOLE = log_of(calm(), clean_seconds())
 OPEN = turn(session="s99", intended_at=MONOTONIC_AT + 20)
@@ -116,6 +138,12 @@ CASES: list[tuple[str, str, Maker, str]] = [
     ("trend", "warning", ill(calm(ttfc_s=lambda at: 0.1 + at * 0.0005)), "rose"),
     ("trend", "warning", ill(calm(ttfc_s=lambda at: 0.3 - at * 0.0005)), "fell"),
     ("trend", "warning", ill(talk(floor_s=lambda at: 0.8 + at % 10 * 0.05)), "the floor transfer offset rose"),
+    ("warm_up", "note", ill(calm(ttfc_s=lambda at: 0.3 if at < 60 else 0.1 + at % 7 / 1000)), "first 60 answers (6 s)"),
+    ("several_levels", "warning", ill(calm(level=lambda at: 2 if at < 200 else 4)), "2, 4 users"),
+    ("mock_target", "warning", with_log(WHOLE, target_facts={"http://h": {"engine": "tone", "mock": True}}), "tone"),
+    ("random_weights", "warning", with_log(WHOLE, target_facts={"http://h": {"weights": "random"}}), "random weights"),
+    ("target_full", "note", full_target, "its own limit of 4 streams in 50.0 %"),
+    ("several_clocks", "note", two_hosts, "2 hosts"),
     ("flagged_arrivals", "warning", ill(calm(flagged=lambda at: at % 50 == 0)), "2.0 %"),
     ("user_clock", "warning", ill(calm(clock="user")), "100.0 %"),
     ("cut_turns", "note", ill([*calm(), turn(session="s1", turn=77, outcome="cut", error_kind="run_ended")]), "1 turn"),

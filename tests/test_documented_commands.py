@@ -16,6 +16,7 @@ import pytest
 import soundfile
 import trustme
 
+from tests import run_maker
 from tests.agent_peer import RATE, Talk, TwilioJson, agent_peer, voice, write_clips
 from tests.bad_agent import bad_agent
 from tests.locust_process import ROOT, Locust, free_port, locust, turns, until
@@ -41,9 +42,10 @@ def documented() -> list[str]:
 
 COMMANDS = documented()
 ROLES = [line for line in COMMANDS if {"--master", "--worker"} & set(line.split())]
-CALLS = [line for line in COMMANDS if line.startswith("locust") and _CALLERS in line]
+SHAPES = [line for line in COMMANDS if line.startswith("locust") and ("/shapes/" in line or "--targets" in line)]
+CALLS = [line for line in COMMANDS if line.startswith("locust") and _CALLERS in line and line not in SHAPES]
 PLAIN = [line for line in CALLS if _PLAIN.fullmatch(line)]  # they differ in what is replaced only
-LOAD = [line for line in COMMANDS if line.startswith("locust") and line not in [*ROLES, *CALLS]]
+LOAD = [line for line in COMMANDS if line.startswith("locust") and line not in [*ROLES, *CALLS, *SHAPES]]
 AGENTS = [line for line in COMMANDS if line.startswith("python -m gpu_server") and "--agent-log" in line]
 SERVERS = [line for line in COMMANDS if line.startswith("python -m gpu_server") and line not in AGENTS]
 # Each of these is run by a test of its own below.
@@ -54,16 +56,20 @@ CHECK, FIX = "python -m workers clips check my_queries", "python -m workers clip
 RECOVER = "python -m workers recover spool/20261120-101500-speech runs/20261120-101500-speech"
 OTHERS = [REPORT, OPTIONS, REPORT_TRACE, EXPORT, CHECK, FIX, RECOVER]
 LOGS = [line for line in COMMANDS if _OF_LOG.fullmatch(line)]
+CAPACITY = "python -m analysis.capacity runs/latest"
+VERDICTS = [line for line in COMMANDS if line.startswith(f"{REPORT} --targets") or "analysis.compare" in line]
 MAKE = {"make demo", "make test"}  # the one below, without its virtual environment; the other is what runs this
 
 
 def test_there_is_nothing_else() -> None:
     """A new kind of command needs a test here before it is documented."""
-    known = {*ROLES, *CALLS, *LOAD, *AGENTS, *SERVERS, *LOGS, *OTHERS, *MAKE}
+    known = {*ROLES, *CALLS, *LOAD, *AGENTS, *SERVERS, *LOGS, *OTHERS, *SHAPES, *VERDICTS, CAPACITY, *MAKE}
     assert [line for line in COMMANDS if line not in known] == []
     assert [line for line in OTHERS if line not in COMMANDS] == []
     assert len(LOAD) >= 6
     assert len(CALLS) >= 8
+    assert len(SHAPES) >= 5
+    assert len(VERDICTS) >= 4
     assert len(SERVERS) >= 2
     assert len(AGENTS) == 1
     assert {line.split()[2] for line in LOGS} == {"analysis.report", "analysis.server_logs"}
@@ -99,6 +105,62 @@ def test_load(tmp_path: Path, server: Server, line: str) -> None:
     assert "nothing lost" in run.said
     said = _said(REPORT, tmp_path)
     assert "Reasons to distrust" in said or "No reason to distrust" in said
+
+
+# Instead of the documented levels and times.
+_BRIEF = {"--run-time": "3s", "--users": "4", "--spawn-rate": "4", "--level-s": "2", "--warm-up-s": "1"}
+
+
+@pytest.mark.parametrize("line", SHAPES)
+def test_shapes_and_targets(tmp_path: Path, server: Server, line: str) -> None:
+    """A search that ends soon, and is undecided: what it finds is tested elsewhere."""
+    write_clips(tmp_path / "clips", ask=0.4)
+    (tmp_path / "targets.yaml").write_text(_targets())
+    words = shlex.split(line.replace("1 2 4 8 16 32", "1 2"))[1:]
+    for flag, value in _BRIEF.items():
+        if flag in words:
+            words[words.index(flag) + 1] = value
+    asked = {
+        "http://localhost:8080": server.url,
+        "http://127.0.0.1:8080/metrics": f"{server.url}/metrics",
+        "ws://127.0.0.1:8080": server.url.replace("http", "ws", 1),
+        "targets.yaml": str(tmp_path / "targets.yaml"),
+    }
+    brief = ["--level-warm-up-s", "0.5", "--capacity-most", "2", "--level-most-s", "6", "--audio-dir",
+             str(tmp_path / "clips"), "--greeting-s", "0", "--answer-end-s", "0.4"]  # fmt: skip
+    with locust(
+        *(asked.get(word, word) for word in words), *brief, *_folders(tmp_path), "--only-summary", cwd=ROOT
+    ) as run:
+        code = run.end()
+    assert code in ((0, 1, 2) if "--targets" in words else (0,)), run.said
+    assert "nothing lost" in run.said
+    assert "Traceback" not in run.said
+    assert ("Capacity: " if "capacity.py" in line or "levels.py" in line else "read it with") in run.said
+    if "capacity.py" in line:
+        assert "What it costs" in run.said
+        assert "What gave out first" in _said(CAPACITY, tmp_path, code)
+
+
+def _targets() -> str:
+    """The targets file that is documented."""
+    [block] = re.findall(
+        r"```yaml\n(# targets.yaml.*?)```", (ROOT / "docs" / "running.md").read_text("utf-8"), re.DOTALL
+    )
+    return block
+
+
+@pytest.mark.parametrize("line", VERDICTS)
+def test_verdicts(tmp_path: Path, line: str) -> None:
+    """On runs that are alike, and for which all but what was never measured holds."""
+    rows = run_maker.turns(400, sessions=40, ttfc_s=lambda at: 0.1 + at % 7 / 1000)
+    for where in ("baseline", "runs"):
+        made = run_maker.make_run(tmp_path / f"made_{where}", run_maker.log_of(rows, run_maker.clean_seconds(45)))
+        (tmp_path / where).mkdir()
+        made.rename(tmp_path / where / "latest")
+    (tmp_path / "targets.yaml").write_text(_targets())
+    said = _said(line.replace("compare baseline", "compare baseline/latest"), tmp_path, 0 if "compare" in line else 2)
+    assert ("no regression" if "compare" in line else "cannot tell") in said.lower()
+    assert [name for name in line.split() if name.endswith((".xml", ".md")) and not (tmp_path / name).is_file()] == []
 
 
 def test_master_and_worker(tmp_path: Path, server: Server) -> None:

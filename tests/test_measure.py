@@ -184,9 +184,10 @@ def test_a_row_fits_the_schema(heard: tuple[tuple[float, float, int], ...] | Non
 
 
 def test_a_start_row_fits_the_schema() -> None:
-    row = start_row(turn(), "run", "worker", "demo")
+    row = start_row(turn(level=8), "run", "worker", "demo")
     found = dict(zip(names("turn_starts"), row, strict=True))
-    whole = columns(turn())
+    whole = columns(turn(level=8))
+    assert found["level"] == 8
     assert found == {name: whole[name] for name in found}
     for value, column in zip(row, TURN_STARTS, strict=True):
         assert type(value) is PYTHON_TYPES[column.kind]

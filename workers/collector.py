@@ -7,17 +7,24 @@ import logging
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from workers import manifest
+from workers import manifest, target_facts
 from workers.samples import parcels
 from workers.samples.recorder import LogFull
 from workers.samples.relay import Inlet, copy_tail
+from workers.samples.schema import METRICS_LOG
+
+if TYPE_CHECKING:
+    from workers.scraping import Scraper
 
 _log = logging.getLogger("cicada")
 
 WorkerFacts = dict[str, Any]
+
+TARGETS = "targets.yaml"
 
 
 class Collector:
@@ -28,14 +35,51 @@ class Collector:
         self.run: str = opening["run"]
         self.manifest = opening
         self.trouble: str | None = None
+        self.exit_code = 0  # what the targets come to: 0 they hold, 1 one is missed, 2 one cannot be judged
         self.full = False  # this machine's disk takes no more rows
+        self.level: tuple[int, bool] | None = None  # users, and whether turns count: of a run with load levels
         self._inlets: dict[str, Inlet] = {}
+        urls: list[str] = opening["scenario"]["metrics"]
+        opening["scenario"]["metrics"] = [manifest.without_credentials(url) for url in urls]
         manifest.write(run_dir, opening)
+        self._scraper = self._scrape(urls) if urls else None
+        self._keep_targets()
 
     @property
     def workers(self) -> dict[str, WorkerFacts]:
         found: dict[str, WorkerFacts] = self.manifest["workers"]
         return found
+
+    @property
+    def targets(self) -> str | None:
+        """The targets of this run: the copy of their file, or the name of a source."""
+        named: str | None = self.manifest["scenario"]["targets"]
+        copy = self.run_dir / TARGETS
+        return str(copy) if copy.exists() else named
+
+    def ask_target(self, hosts: Iterable[str]) -> None:
+        """Keep what the targets say of themselves: a mock's figures are no engine's. Blocks for seconds at most."""
+        insecure = self.manifest["scenario"]["insecure"]
+        found = {manifest.without_credentials(host): target_facts.ask(host, insecure=insecure) for host in hosts}
+        self.manifest["target_facts"] = {host: facts for host, facts in found.items() if facts}
+        if self.manifest["state"] == "running":
+            manifest.write(self.run_dir, self.manifest)
+
+    def _keep_targets(self) -> None:
+        """A copy of the targets' file lies in the run: it can be judged again when the file has changed."""
+        named = self.manifest["scenario"]["targets"]
+        if named is not None and Path(named).is_file():
+            (self.run_dir / TARGETS).write_bytes(Path(named).read_bytes())
+
+    def enter_level(self, users: int) -> None:
+        """The run's load is now of so many users."""
+        self.manifest.setdefault("levels", []).append({"users": users, "entered_wall_at": time.time()})
+        manifest.write(self.run_dir, self.manifest)
+
+    def level_is(self, **facts: Any) -> None:
+        """What there is to say of the level that was entered last."""
+        self.manifest["levels"][-1].update(facts)
+        manifest.write(self.run_dir, self.manifest)
 
     def log_path(self, worker: str) -> Path:
         return self.run_dir / "log" / f"{worker}.msgpack"
@@ -98,6 +142,9 @@ class Collector:
 
     def finish(self) -> list[str]:
         """Fetch what lost workers left on this machine, close run.json, make the tables; what is missing, in words."""
+        if self._scraper is not None:
+            self.manifest["metrics_endpoints"] = self._scraper.stop()
+            self._scraper = None
         missing = []
         for worker, facts in self.workers.items():
             if not self.complete(worker):
@@ -117,9 +164,26 @@ class Collector:
         )
         if sealed.returncode:
             missing.append(f"no tables were made: {sealed.stderr.strip() or sealed.returncode}; the log is whole")
-        elif output_dir := self.manifest["scenario"].get("output_dir"):
+            return missing
+        if output_dir := self.manifest["scenario"].get("output_dir"):
             missing += self._export(output_dir)
+        if self.manifest.get("levels") or self.targets:
+            missing += self._answer()
         return missing
+
+    def _answer(self) -> list[str]:
+        """Say what the run's levels prove, or whether its targets hold; what went wrong, in words."""
+        verb = "capacity" if self.manifest.get("levels") else "report"
+        command = [sys.executable, "-m", f"analysis.{verb}", str(self.run_dir)]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        print(made.stdout, flush=True)
+        self.exit_code = made.returncode
+        return [made.stderr.strip().rpartition("\n")[2]] if made.stderr.strip() else []
+
+    def _scrape(self, urls: list[str]) -> "Scraper":
+        from workers.scraping import Scraper  # few runs need it, and every worker imports this module
+
+        return Scraper(self.run_dir / METRICS_LOG, self.run, urls, insecure=self.manifest["scenario"]["insecure"])
 
     def _export(self, output_dir: str) -> list[str]:
         """Write and show the run as NVIDIA's benchmark does; what went wrong, in words."""

@@ -55,6 +55,32 @@ def live_run() -> LiveRun | None:
     return _station.run if _station is not None else None
 
 
+def collector() -> Collector | None:
+    """The run that this master (or single process) leads, if any."""
+    return _master
+
+
+def scenario_of(environment: Environment) -> Scenario:
+    """What the options and the scenario file ask for. Raises ScenarioError."""
+    options: Any = environment.parsed_options
+    return resolve(options, targets.protocols(environment.user_classes))
+
+
+def enter_level(environment: Environment, users: int, measured: bool) -> None:
+    """Tell all workers that turns belong to this level from now on, and whether they count."""
+    runner: Any = environment.runner
+    if isinstance(runner, MasterRunner):
+        runner.send_message("cicada_level", _level(users, measured))
+    elif (run := live_run()) is not None:
+        run.enter_level(users, measured=measured)
+
+
+def _level(users: int, measured: bool) -> dict[str, Any]:
+    assert _master is not None
+    _master.level = (users, measured)
+    return {"run": _master.run, "users": users, "measured": measured}
+
+
 def tell_locust(environment: Any, run: LiveRun, turn: Turn, took_s: float, figures: dict[str, float | None]) -> None:
     """Give Locust's tables their figures: a turn is a request; `figures` (TTFC, TTFA ...) stand beside it, as none."""
     failure = None
@@ -101,6 +127,7 @@ def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
         _station = Station(runner, lambda line: _tell_trouble(environment, line))
     if isinstance(runner, WorkerRunner):
         runner.register_message("cicada_ack", _on_ack)
+        runner.register_message("cicada_level", _on_level)
         runner.register_message("cicada_parcel_ack", _on_parcel_ack)
         runner.register_message("cicada_drain", _on_drain, concurrent=True)
     _tame_sigint(runner)
@@ -147,7 +174,7 @@ def _on_test_start(environment: Environment, **_: Any) -> None:
             options.cicada_run = _begin_run(environment)
         except (ScenarioError, BadTarget, ClipError, OSError) as error:
             line = f"no run was started: {error}"
-            _stop_for(environment, line, EXIT_ASKED_WRONG)
+            stop_for(environment, line, EXIT_ASKED_WRONG)
             return
     if _station is None or options.cicada_run is None:
         return
@@ -162,13 +189,17 @@ def _begin_run(environment: Environment) -> dict[str, Any]:
     global _master  # noqa: PLW0603 - as above
     options: Any = environment.parsed_options
     runner: Any = environment.runner
-    scenario = resolve(options, targets.protocols(environment.user_classes))
+    scenario = scenario_of(environment)
     hosts = targets.check(environment, scenario)
+    shape: Any = environment.shape_class
+    if hasattr(shape, "check"):
+        shape.check(scenario, list(hosts))
     run_dir = manifest.new_run_dir(Path(scenario.runs_dir), scenario.name)
     users = options.num_users
     host = " ".join(sorted(set(hosts.values())))
     facts = manifest.opening(run_dir.name, host, scenario.model_dump(mode="json"), users, sys.argv)
     _master = Collector(run_dir, facts)
+    gevent.spawn(_master.ask_target, set(hosts.values()))
     _log.info("rows go to %s", run_dir)
     if "voice_agent" in hosts and hosts["voice_agent"] != environment.host:
         _log.info("calls go to %s", manifest.without_credentials(hosts["voice_agent"]))
@@ -180,7 +211,7 @@ def _begin_run(environment: Environment) -> dict[str, Any]:
     return {
         "run": run_dir.name,
         "run_dir": str(run_dir),
-        "scenario": scenario.model_dump(mode="json"),
+        "scenario": scenario.model_dump(mode="json", exclude={"metrics"}),  # whose URLs may hold a password
         "texts": resolve_texts(scenario),
         "hosts": hosts,
         "clips": targets.fingerprint(scenario) if "voice_agent" in hosts else None,
@@ -188,10 +219,11 @@ def _begin_run(environment: Environment) -> dict[str, Any]:
         # An open loop begins when its users are there: starts nobody could take would say nothing of the target.
         "open_loop_wall_at": now + ramp_s + 1.0,
         "share": {name: [index, len(names)] for index, name in enumerate(names)},
+        "level": getattr(shape, "level", None),
     }
 
 
-def _stop_for(environment: Environment, line: str, code: int = EXIT_INCOMPLETE) -> None:
+def stop_for(environment: Environment, line: str, code: int = EXIT_INCOMPLETE) -> None:
     """Something makes going on pointless: say it once, and end the run (and the process, where nobody is watching)."""
     if _master is not None:
         if _master.trouble is not None and environment.process_exit_code is not None:
@@ -217,6 +249,9 @@ def _on_spawning_complete(**_: Any) -> None:
 def _on_joined(environment: Environment, msg: Any, **_: Any) -> None:
     if _master is not None and msg.data["run"] == _master.run:
         _master.joined(msg.data)
+        if _master.level is not None:  # it came while the run was at a level
+            runner: Any = environment.runner
+            runner.send_message("cicada_level", _level(*_master.level), msg.node_id)
 
 
 def _on_rows(environment: Environment, msg: Any, **_: Any) -> None:
@@ -230,7 +265,7 @@ def _on_rows(environment: Environment, msg: Any, **_: Any) -> None:
         offset = _master.take(data["worker"], data["offset"], data["data"])
     except LogFull:
         assert _master.trouble is not None
-        _stop_for(environment, _master.trouble)
+        stop_for(environment, _master.trouble)
         return
     runner.send_message("cicada_ack", {"run": _master.run, "offset": offset}, msg.node_id)
 
@@ -249,7 +284,7 @@ def _on_parcel(environment: Environment, msg: Any, **_: Any) -> None:
 
 
 def _on_trouble(environment: Environment, msg: Any, **_: Any) -> None:
-    _stop_for(environment, msg.data["line"])
+    stop_for(environment, msg.data["line"])
 
 
 # ---- messages at a worker
@@ -260,6 +295,12 @@ def _on_ack(environment: Environment, msg: Any, **_: Any) -> None:
     if station is None or station.relay is None or station.run is None or msg.data["run"] != station.run.id:
         return  # of a run that is over for this worker
     station.relay.acknowledge(msg.data["offset"])
+
+
+def _on_level(environment: Environment, msg: Any, **_: Any) -> None:
+    run = live_run()
+    if run is not None and msg.data["run"] == run.id:
+        run.enter_level(msg.data["users"], measured=msg.data["measured"])
 
 
 def _on_parcel_ack(environment: Environment, msg: Any, **_: Any) -> None:
@@ -299,7 +340,7 @@ def _tell_trouble(environment: Environment, line: str) -> None:
     if isinstance(environment.runner, WorkerRunner):
         environment.runner.send_message("cicada_trouble", {"line": line})
     else:
-        _stop_for(environment, line)
+        stop_for(environment, line)
 
 
 def _grace_s(environment: Environment) -> float:
@@ -348,11 +389,16 @@ def _on_test_stop(environment: Environment, **_: Any) -> None:
     if _master is None:
         return
     collector, _master = _master, None
+    shape: Any = environment.shape_class
+    if hasattr(shape, "end"):
+        shape.end()
     missing = collector.finish()
     for line in missing:
         _log.error(line)
     if missing or collector.trouble:
         environment.process_exit_code = environment.process_exit_code or EXIT_INCOMPLETE
+    elif collector.targets:  # they, not Locust's count of failures, say whether it went well
+        environment.process_exit_code = collector.exit_code
     _say_if_nothing_came(environment, collector)
     turns = sum(facts["turns"] or 0 for facts in collector.workers.values())
     lost = "not all of it went well, see above" if missing or collector.trouble else "nothing lost"

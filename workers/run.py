@@ -84,6 +84,8 @@ class LiveRun:
         self._seconds: list[Callable[[], dict[str, object]]] = []  # what else belongs into a row of `workers`
         self._closing: list[Callable[[], None]] = []
         self._wall_offset_s = time.time() - time.monotonic()
+        self._level: int | None = identity.get("level")
+        self._level_measured = False
         self._measured_from = identity["starts_wall_at"] - self._wall_offset_s + self.scenario.warm_up_s
         self.prepare()
         self.recorder = Recorder(log, facts)
@@ -197,8 +199,14 @@ class LiveRun:
     def phase(self, at: float) -> str:
         return "measured" if at >= self._measured_from else "warm_up"
 
+    def enter_level(self, users: int, *, measured: bool) -> None:
+        """Turns that begin from now on belong to this load level, and count or do not."""
+        self._level, self._level_measured = users, measured
+
     def begin(self, turn: Turn) -> None:
         """The turn's start is on disk before its first byte is on the wire."""
+        if self._level is not None:
+            turn.level, turn.phase = self._level, "measured" if self._level_measured else "warm_up"
         self.starts += 1
         self.in_flight += 1
         self._none_in_flight.clear()

@@ -6,15 +6,18 @@ comes from the environment of each worker and is never part of what is sent or s
 
 import argparse
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit, urlunsplit
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from workers import manifest
 from workers import texts as texts_of
 from workers.audio.containers import FORMATS
 from workers.clients.codecs import CODECS
@@ -52,6 +55,31 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _ascending(levels: list[int]) -> list[int]:
+    if any(later <= earlier for earlier, later in itertools.pairwise(levels)):
+        shown = ",".join(map(str, levels))
+        raise ValueError(f"levels: {shown} is out of order; each level must be larger than the one before")
+    return levels
+
+
+def _endpoints(urls: list[str]) -> list[str]:
+    found = []
+    for url in urls:
+        try:
+            parts = urlsplit(url)
+            right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port or an IPv6 address that is none
+            right = False
+        if not right or not re.fullmatch(r"[!-~]+", url):
+            shown = manifest.without_credentials(url)
+            raise ValueError(f"metrics: {shown!r} is no Prometheus endpoint; expected http://HOST:PORT/metrics")
+        found.append(urlunsplit(parts._replace(path="/metrics")) if parts.path in ("", "/") else url)
+    return found
+
+
+Endpoints = Annotated[list[str], BeforeValidator(_split), AfterValidator(_endpoints)]
+Level = Annotated[int, Field(ge=1)]
+Levels = Annotated[list[Level], Field(min_length=1), BeforeValidator(_split), AfterValidator(_ascending)]
 Names = Annotated[list[str], BeforeValidator(_split), Field(min_length=1)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_pair)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -134,6 +162,26 @@ class Scenario(BaseModel):
     )
     output_dir: str | None = Field(None, description="voice agents: write NVIDIA's JSON files there when the run ends")
     keep_chunks: float = Field(0.01, description="share of rows that keep every chunk's arrival", ge=0, le=1)
+    targets: str | None = Field(
+        None, description="what is wanted: a YAML file of targets, or chatterbox, personaplex, voice_agent"
+    )
+    levels: Levels = Field([1, 2, 4, 8, 16, 32], description="shapes/levels.py: users of each level, ascending")
+    level_s: Positive = Field(60.0, description="shapes/levels.py: seconds measured at each level")
+    level_warm_up_s: NotNegative = Field(5.0, description="shapes: seconds at each level before its turns count")
+    capacity_first: int = Field(1, description="shapes/capacity.py: users of the first level", ge=1)
+    capacity_most: int = Field(256, description="shapes/capacity.py: users of the largest level", ge=1)
+    capacity_step: float = Field(
+        0.1, description="shapes/capacity.py: how close the search comes, as a share of its answer", gt=0, le=1
+    )
+    capacity_confidence: float = Field(
+        0.95, description="shapes/capacity.py: how sure the whole answer is; less is quicker", ge=0.5, le=0.999
+    )
+    level_most_s: Positive = Field(
+        1800.0, description="shapes/capacity.py: a level that is not decided after these seconds is left undecided"
+    )
+    metrics: Endpoints = Field(
+        [], description="the target's own Prometheus endpoints, asked every second: http://HOST:PORT/metrics ..."
+    )
     runs_dir: str = Field("runs", description="where run directories are made (on the master)")
     spool_dir: str = Field("spool", description="where each worker keeps its rows until the master has them")
 
@@ -151,6 +199,8 @@ class Scenario(BaseModel):
             raise ValueError(f"rate: arrivals {self.arrivals} need a rate, e.g. --rate 5 (starts a second)")
         if self.arrivals == "closed" and self.rate is not None:
             raise ValueError("rate: a closed loop has none; add --arrivals poisson, or leave the rate out")
+        if self.capacity_most < self.capacity_first:
+            raise ValueError(f"capacity_most: {self.capacity_most} is below capacity_first, {self.capacity_first}")
         if self.path is not None and not re.fullmatch(r"/[!-~]*", self.path):
             raise ValueError(f"path: {self.path!r} must begin with / and hold printable ASCII without spaces")
         return self
@@ -163,8 +213,9 @@ class Scenario(BaseModel):
 
 _IN_WEB_UI = (
     *("dialect", "texts", "voices", "format", "arrivals", "think_s", "rate", "warm_up_s", "timeout_s"),
-    *("audio_dir", "answer_timeout_s", "barge_in_share", "keep_audio"),
+    *("audio_dir", "answer_timeout_s", "barge_in_share", "keep_audio", "targets"),
 )
+_SEVERAL = ("think_s", "voices", "levels", "metrics")
 
 
 class _Words(argparse.Action):
@@ -187,8 +238,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for key, field in Scenario.model_fields.items():
         flag = "--" + key.replace("_", "-")
         shown = " ".join(map(str, field.default)) if isinstance(field.default, list | tuple) else field.default
-        text = f"{field.description} (default: {'none' if shown is None else shown})".replace("%", "%%")
-        words: dict[str, Any] = {"nargs": "+", "action": _Words} if key in ("think_s", "voices") else {}
+        text = f"{field.description} (default: {'none' if shown in (None, '') else shown})".replace("%", "%%")
+        words: dict[str, Any] = {"nargs": "+", "action": _Words} if key in _SEVERAL else {}
         if field.annotation is bool:
             words = {"nargs": "?", "const": "yes", "choices": ["yes", "no"]}
         action: Any = group.add_argument(flag, default=None, help=text, **words)

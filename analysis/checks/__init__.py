@@ -3,7 +3,7 @@
 A check looks at one way in which the figures of a run may be wrong and gives a Reason, or None.
 """
 
-from analysis.checks import completeness, generator, measured
+from analysis.checks import completeness, generator, measured, target
 from analysis.checks.reason import SEVERITIES, Check, Reason
 from analysis.counting import Counted
 from analysis.runs import Run
@@ -30,16 +30,22 @@ CHECKS: tuple[Check, ...] = (
     generator.late_microphone,
     generator.lost_ears,
     generator.dropped_starts,
+    target.mock,
+    target.random_weights,
     measured.failures,
     measured.refusals,
     measured.short_answers,
     measured.too_few,
     measured.moving,
+    measured.unsettled,
+    measured.several_levels,
     generator.flagged_arrivals,
     generator.user_clock,
     measured.cut_turns,
     completeness.spoilt_bytes,
     completeness.listener_errors,
+    target.full,
+    target.clocks,
     generator.slow_connections,
     completeness.repeated_rows,
 )

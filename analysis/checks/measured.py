@@ -1,11 +1,15 @@
 """What did we measure, and is there enough of it? Few turns, many failures, figures that still moved."""
 
+import numpy as np
+import pandas as pd
+
 from analysis.checks.reason import Reason, n_of, share_of, some
 from analysis.counting import Counted, conversations, requests
 from analysis.runs import Run
-from analysis.stats import SESSIONS_NEEDED, trend, turns_needed
+from analysis.stats import SESSIONS_NEEDED, mser5, trend, turns_needed
 
 SHORT_SHARE = 0.7
+SHORTEST_WARM_UP = 20  # answers: fewer are no warm-up but a slow first connection
 FEWEST_ALIKE = 5  # answers to one text in one voice from which a median is worth comparing with
 
 
@@ -66,8 +70,57 @@ def cut_turns(run: Run, counted: Counted) -> Reason | None:
 
 def moving(run: Run, counted: Counted) -> Reason | None:
     """Latency that still moved: neither its quantiles nor their intervals mean much."""
+    if counted.measured["level"].nunique() > 1:
+        return None  # the load changed on purpose
     kinds = (("TTFC", "ttfc_s", requests(counted)), (_OFFSET, "floor_transfer_offset_s", conversations(counted)))
     return next((found for kind in kinds if (found := _moving(*kind))), None)
+
+
+def _relative(title: str, column: str, answered: pd.DataFrame) -> pd.Series:
+    """A latency relative to its text's own median: which text came when is chance."""
+    usual_s = answered.groupby("text_name", observed=True)[column].transform("median")
+    if title == _OFFSET:  # signed, and near 0 where the agent is quick: differences, on a level no ratio explodes at
+        return 1 + (answered[column] - usual_s) / max(float(answered[column].median()), 0.1)
+    return answered[column] / usual_s
+
+
+def unsettled(run: Run, counted: Counted) -> Reason | None:
+    """A beginning that differs from the rest: a warm-up that was too short. MSER-5 says where it ends."""
+    if counted.measured["level"].nunique() > 1:
+        return None
+    kinds = (("TTFC", "ttfc_s", requests(counted)), (_OFFSET, "floor_transfer_offset_s", conversations(counted)))
+    return next((found for kind in kinds if (found := _unsettled(*kind))), None)
+
+
+def _unsettled(title: str, column: str, counted: Counted) -> Reason | None:
+    if counted.answered.empty:
+        return None
+    answered = counted.answered[counted.answered[column].notna()].sort_values("intended_wall_at", kind="stable")
+    relative = _relative(title, column, answered).to_numpy(dtype=float)
+    relative = relative[np.isfinite(relative)]
+    cut = mser5(relative)
+    if not cut or cut < SHORTEST_WARM_UP or abs(np.median(relative[:cut]) / np.median(relative[cut:]) - 1) < 0.10:
+        return None
+    starts = answered["intended_wall_at"].to_numpy()
+    return Reason(
+        "note",
+        "warm_up",
+        f"{title} of the first {n_of(cut, 'answer')} ({starts[cut] - starts[0]:.0f} s) differs from the rest (MSER-5): "
+        "a warm-up of that length would leave them out",
+    )
+
+
+def several_levels(run: Run, counted: Counted) -> Reason | None:
+    """Figures over all of a run's load levels are of no load at all."""
+    levels = sorted(int(users) for users in counted.measured["level"].dropna().unique())
+    if len(levels) < 2:
+        return None
+    return Reason(
+        "warning",
+        "several_levels",
+        f"turns of {len(levels)} load levels ({some(levels, 8)} users) are counted together: "
+        "`python -m analysis.capacity RUN` tells them apart",
+    )
 
 
 _OFFSET = "the floor transfer offset"
@@ -79,14 +132,10 @@ def _moving(title: str, column: str, counted: Counted) -> Reason | None:
     answered = counted.answered[counted.answered[column].notna()]
     if answered.empty:
         return None
-    # Relative to the text's own median: which text came when is chance.
-    usual_s = answered.groupby("text_name", observed=True)[column].transform("median")
     whole_s = float(answered[column].median())
-    if title == _OFFSET:  # signed, and near 0 where the agent is quick: differences, on a level no ratio explodes at
+    relative = _relative(title, column, answered)
+    if title == _OFFSET:
         whole_s = max(whole_s, 0.1)
-        relative = 1 + (answered[column] - usual_s) / whole_s
-    else:
-        relative = answered[column] / usual_s
     found = trend(answered["intended_wall_at"].to_numpy(), relative.to_numpy())
     if found is None or found.p > 0.001 or abs(found.rho) < 0.1:
         return None

@@ -158,3 +158,40 @@ def _find(file: BinaryIO, pattern: re.Pattern[bytes], start: int, stop: int) -> 
             return None
         start += len(block) - overlap
     return None
+
+
+class Growing:
+    """A log that is still written: each `read` gives the rows that came since the last one.
+
+    Raises ForeignLog as `read_log` does. A row that has come in part waits for its rest. Bytes that are no row end the
+    reading: `spoilt` then says so, since what follows cannot be trusted to be all there is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.header: Header | None = None
+        self.spoilt = False
+        self._read_to = 0
+        self._unpacker = _unpacker()
+
+    def read(self) -> Iterator[tuple[str, list[Any]]]:
+        """Yield (table, values in the header's order) of each new row."""
+        with self.path.open("rb") as file:
+            file.seek(self._read_to)
+            while not self.spoilt and (data := file.read(READ_BYTES)):
+                self._read_to += len(data)
+                self._unpacker.feed(data)
+                yield from self._rows()
+
+    def _rows(self) -> Iterator[tuple[str, list[Any]]]:
+        try:
+            for value in self._unpacker:
+                if self.header is None:
+                    self.header = _header(value, self.path)
+                elif type(value) is list and value and value[0] in self.header.tables:
+                    yield value[0], value[1:]
+                else:
+                    self.spoilt = True
+                    return
+        except _UNDECODABLE:
+            self.spoilt = True

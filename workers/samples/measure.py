@@ -30,6 +30,7 @@ class Turn:
     voice: str
     phase: str
     intended_at: float
+    level: int | None = None
     clock: str | None = None
     outcome: str = "answered"
     error_kind: str | None = None
@@ -88,7 +89,7 @@ def start_row(turn: Turn, run: str, worker: str, scenario: str) -> Row:
     """Row of `turn_starts`, in the schema's order."""
     return [
         run, worker, turn.session, turn.number, turn.protocol, turn.dialect, scenario, turn.request_id,
-        turn.text_name, turn.text_chars, turn.voice, turn.phase, turn.intended_at,
+        turn.text_name, turn.text_chars, turn.voice, turn.phase, turn.level, turn.intended_at,
     ]  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def turn_row(turn: Turn, run: str, worker: str, scenario: str, keep_chunks: bool
     heard = bool(track.first_chunk_at)
     row: Row = [
         run, worker, turn.session, turn.number, turn.protocol, turn.dialect, scenario, turn.request_id,
-        turn.text_name, turn.text_chars, turn.voice, turn.phase, turn.clock,
+        turn.text_name, turn.text_chars, turn.voice, turn.phase, turn.level, turn.clock,
         turn.outcome, turn.error_kind, turn.error, turn.status,
         turn.intended_at, turn.sent_at or None, turn.ready_at or None,
         track.first_chunk_at or None, track.first_audio_at or None, None, track.last_chunk_at or None,

@@ -105,6 +105,7 @@ def call_row(turn: CallTurn, run: str, worker: str, scenario: str, keep_chunks: 
         "request_id": turn.request_id,
         "text_name": turn.text_name,
         "phase": turn.phase,
+        "level": turn.level,
         "clock": turn.clock,
         "outcome": turn.outcome,
         "error_kind": turn.error_kind,

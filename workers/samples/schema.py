@@ -13,7 +13,7 @@ Instants end `_at`: CLOCK_MONOTONIC seconds of the worker's host. Durations end 
 
 from typing import Literal, NamedTuple
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 Kind = Literal["str", "int", "float", "bool", "floats"]
 
@@ -21,6 +21,7 @@ PREBUFFERS_MS = (0, 20, 60, 100, 200)
 
 OUTCOMES = ("answered", "timed_out", "early", "cut", "protocol_error", "disconnected", "refused")
 ANSWERS = ("answered", "early")  # with no error_kind: a success; early is one that overlapped the user's words
+METRICS_LOG = "server/metrics.msgpack"  # in the run directory: a log of rows of METRICS, which the master writes
 CENSORED = "cut"  # we ended the turn, not the server: neither a success nor a failure
 
 
@@ -51,6 +52,7 @@ text_name              str    which text or query
 text_chars             int    input characters
 voice                  str    voice asked for
 phase                  str    warm_up or measured
+level                  int    users of the load level that the turn began in; null where the run has no levels
 clock                  str    kernel: arrivals stamped by the kernel; user: by this process
 outcome                str    one of OUTCOMES
 error_kind             str    null on success; else the kind of failure
@@ -135,6 +137,7 @@ text_name              str    as in turns
 text_chars             int    as in turns
 voice                  str    as in turns
 phase                  str    as in turns
+level                  int    as in turns
 intended_at            float  as in turns
 """
 )
@@ -215,12 +218,25 @@ fault                  str    injected faults, by name
 """
 )
 
+METRICS = _columns(
+    """
+run                    str    run id
+endpoint               str    URL of the target's Prometheus endpoint, without credentials
+metric                 str    name of the sample: vllm:num_requests_waiting, x_seconds_sum ...
+labels                 str    k="v",... sorted by name, escaped as Prometheus does; labels over 120 characters left out
+kind                   str    gauge, counter, histogram or summary (their _sum and _count), untyped
+value                  float  finite: NaN and infinities are left out
+at                     float  when the answer had come (unix seconds by the master's clock)
+"""
+)
+
 TABLES: dict[str, tuple[Column, ...]] = {
     "turns": TURNS,
     "turn_starts": TURN_STARTS,
     "sessions": SESSIONS,
     "workers": WORKERS,
     "server": SERVER,
+    "metrics": METRICS,
 }
 
 

@@ -22,6 +22,7 @@ from workers.samples.logs import BATCH_ROWS, ForeignLog, Log, read_log
 
 SEALED_TABLES = ("server", "sessions", "workers", "turns")  # turns is put in place last: its footer vouches for all
 FOOTER = b"cicada"
+METRICS_SHARD = "server/metrics/scraped.parquet"
 
 _ARROW = {
     "str": pa.string(),
@@ -80,17 +81,47 @@ def seal(run_dir: Path) -> Sealed:
             sealed[shard.stem] = known
         else:
             refused[shard.name] = f"{shard} is not a shard of a Cicada run"
+    try:
+        seal_metrics(run_dir)
+    except ForeignLog as error:
+        refused[schema.METRICS_LOG] = str(error)
     return Sealed(sealed, refused)
+
+
+def seal_metrics(run_dir: Path) -> None:
+    """Make the table of what the target's own endpoints said, where it is missing or older than its log.
+
+    Raises ForeignLog for a log that is none of ours.
+    """
+    path, shard = run_dir / schema.METRICS_LOG, run_dir / METRICS_SHARD
+    if not path.is_file():
+        return
+    known = _metadata(shard)
+    if known == str(path.stat().st_size) and shard.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+        return
+    log = read_log(path)
+    with _collector_off(), ShardWriter(shard, "metrics") as writer:
+        for table, rows in log.batches():
+            assert log.header is not None
+            if table == "metrics":
+                writer.write(_arrays(table, rows, log.header.tables[table])[0])
+        writer.footer(str(log.size_bytes))
 
 
 def read_footer(shard: Path) -> SealedLog | None:
     """What a turns shard says of the log it was made from; None if there is no such shard, or it is not of our make."""
     try:
-        text = (pq.read_metadata(shard).metadata or {}).get(FOOTER)
+        text = _metadata(shard)
         return SealedLog(**json.loads(text)) if text else None
-    except (FileNotFoundError, pa.ArrowInvalid):
-        return None
     except (TypeError, ValueError):  # an older version's: make it anew
+        return None
+
+
+def _metadata(shard: Path) -> str | None:
+    try:
+        text = (pq.read_metadata(shard).metadata or {}).get(FOOTER)
+        return text.decode() if text else None
+    except (FileNotFoundError, pa.ArrowInvalid):
         return None
 
 

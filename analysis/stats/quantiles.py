@@ -1,4 +1,4 @@
-"""Figures from lists of numbers: summaries, quantiles with intervals, rates. Pure; knows nothing of runs or tables.
+"""Summaries, and quantiles with intervals clustered by session. Pure; knows nothing of runs or tables.
 
 Quantiles come from raw values, never from a histogram's buckets.
 """
@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
-from scipy import stats as scipy_stats
 
 SESSIONS_NEEDED = 20
 
@@ -81,7 +80,7 @@ def quantile_interval(
     Techniques", 9A.
     """
     array = np.asarray(values, dtype=np.float64)
-    codes = _codes(sessions)
+    codes = session_codes(sessions)
     if array.shape != codes.shape:
         raise ValueError(f"{array.size} values, {codes.size} session labels")
     turns_in = np.bincount(codes) if codes.size else np.zeros(0, dtype=np.intp)
@@ -107,63 +106,11 @@ def quantile_interval(
     return Quantile(q, array.size, clusters, value, float(low), float(high), q - reach <= 0, q + reach >= 1)
 
 
-def _codes(sessions: ArrayLike | Sequence[str]) -> NDArray[np.int64]:
+def session_codes(sessions: ArrayLike | Sequence[str]) -> NDArray[np.int64]:
+    """A whole number (n,) for each label: the same for turns of one session."""
     labels: Any = np.asarray(sessions)
     if labels.dtype.kind in "iu" and (labels.size == 0 or 0 <= labels.min() <= labels.max() <= 4 * labels.size):
         codes = labels
     else:
         codes = pd.factorize(labels)[0]
     return np.asarray(codes, dtype=np.int64)
-
-
-def rtf(latency_ms: float, audio_samples: int, sample_rate: int = 24_000) -> float:
-    """Real-time factor: latency / duration of the audio; below 1 is faster than real time. Source: S2, S4.
-
-    Raises ValueError if there is no audio: that is a failed synthesis, not an infinitely slow one.
-    """
-    if audio_samples <= 0 or sample_rate <= 0:
-        raise ValueError(f"no audio to compare with: {audio_samples} samples at {sample_rate} Hz")
-    return latency_ms / (audio_samples / sample_rate * 1000)
-
-
-def asps(audio_s: ArrayLike, wall_s: float) -> float:
-    """Audio seconds per second: seconds of audio received in `wall_s` of wall time. Source: S4."""
-    return _rate(float(np.sum(np.asarray(audio_s, dtype=np.float64))), wall_s)
-
-
-def rps(requests: int, wall_s: float) -> float:
-    """Requests per second. Source: S4."""
-    return _rate(requests, wall_s)
-
-
-def cps(characters: ArrayLike, wall_s: float) -> float:
-    """Input characters per second. Source: S4."""
-    return _rate(float(np.sum(np.asarray(characters, dtype=np.float64))), wall_s)
-
-
-def _rate(amount: float, wall_s: float) -> float:
-    if not wall_s > 0:
-        raise ValueError(f"no rate over {wall_s} s of wall time")
-    return amount / wall_s
-
-
-@dataclass(frozen=True, slots=True)
-class Trend:
-    """How far values moved over a run: rank correlation with time, its p-value, last third's median / first third's."""
-
-    rho: float
-    p: float
-    ratio: float
-
-
-def trend(at_s: ArrayLike, values: ArrayLike, most: int = 50_000) -> Trend | None:
-    """Whether `values` (n,) move with `at_s` (n,). None below 36 values. Beyond `most`, every k-th is taken."""
-    at, array = np.asarray(at_s, dtype=np.float64), np.asarray(values, dtype=np.float64)
-    if array.size < 36 or at.min() == at.max() or array.min() == array.max():
-        return None
-    order = np.argsort(at, kind="stable")[:: max(1, math.ceil(array.size / most))]
-    at, array = at[order], array[order]
-    third = array.size // 3
-    first, last = float(np.median(array[:third])), float(np.median(array[-third:]))
-    found = scipy_stats.spearmanr(at, array)
-    return Trend(float(found.statistic), float(found.pvalue), last / first if first else math.inf)

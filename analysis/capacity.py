@@ -1,0 +1,353 @@
+"""`python -m analysis.capacity RUN`: how many at once, proven, and what gave out first.
+
+A run with load levels (locustfiles/shapes/capacity.py, levels.py) in, an answer out. Lays out no page (page_capacity).
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from analysis import checks, gave_out, page_capacity
+from analysis.console import say, width, write_json
+from analysis.counting import Counted, conversations, count, requests
+from analysis.levels import Decision, Outcome, decide, promising
+from analysis.runs import ForeignRun, Run, open_run
+from analysis.scraped import read_scraped
+from analysis.server_join import import_server_log
+from analysis.server_sources import ForeignTrace
+from analysis.stats import asps, knee, rps, usl
+from analysis.targets import TargetError, Targets, targets_of
+from analysis.verdicts import GENERATORS_FAULT, goodput, handled
+
+ALPHA = 0.05  # of a whole search, where the run does not say
+
+EXAMPLES = """\
+examples:
+  locust -f locustfiles/talk_voice_agent.py,locustfiles/shapes/capacity.py --headless --host ws://HOST:8100 \\
+         --targets targets.yaml
+      finds the capacity, and prints this by itself when it has
+  python -m analysis.capacity runs/latest
+      the newest run's answer again
+  python -m analysis.capacity runs/latest --targets chatterbox --server-log trace.jsonl
+      against other targets, and with the server's own account of where each turn's time went
+
+exit status: 0 a level was proven to pass (and as many as the targets ask for); 1 it was proven that none does, or not
+so many; 2 it cannot be told.
+"""
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What a level showed. decision: None without targets. distrust: why its figures are the generator's own."""
+
+    users: int
+    counted: Counted
+    decision: Decision | None
+    distrust: tuple[str, ...]
+    visits: tuple[gave_out.Window, ...]
+    promising: bool
+
+    @property
+    def wall_s(self) -> float | None:
+        """Seconds in which it was measured, over all visits."""
+        return sum(visit.ends_at - visit.begins_at for visit in self.visits) or None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What was proven; nothing, where the generator was at its own limit."""
+        if self.decision is None:
+            return None
+        return "undecided" if self.distrust and self.decision.outcome == "fail" else self.decision.outcome
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Answer for a run; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        figures = find(options.run, options.targets, options.server_log)
+        written = write(figures, options.output or Path(figures["path"]))
+    except (ForeignRun, ForeignTrace, TargetError) as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename or options.run}: {error.strerror or error}")
+    say(page_capacity.render(figures, Console(width=width(options.width), highlight=False)))
+    say(f"Written: {written}")
+    return int(figures["exit"])
+
+
+def find(run_dir: Path, named: str | None = None, server_logs: Sequence[Path] = ()) -> Figures:
+    """All there is to say of a run's levels. Raises ForeignRun, ForeignTrace, TargetError, OSError."""
+    run = open_run(run_dir)
+    for path in server_logs:
+        import_server_log(run, path)
+    if server_logs:
+        run = open_run(run_dir)
+    targets = targets_of(run.path, run.manifest.get("scenario") or {}, named)
+    found = levels_of(run, targets)
+    if not found:
+        raise ForeignRun(
+            f"{run_dir} has no load levels: run with `-f LOCUSTFILE,locustfiles/shapes/capacity.py` (or levels.py)"
+        )
+    return _answer(run, targets, found)
+
+
+def levels_of(run: Run, targets: Targets | None) -> list[Level]:
+    """The run's levels, the smallest first; those of which no turn was measured left out."""
+    turns = run.turns[(run.turns["phase"] == "measured") & run.turns["level"].notna()]
+    names = sorted(int(users) for users in turns["level"].unique())
+    alpha = run.manifest.get("level_alpha")
+    alpha = float(alpha) if isinstance(alpha, int | float) else ALPHA / max(1, len(names))
+    found = []
+    for users in names:
+        rows = turns[turns["level"] == users].sort_values("intended_wall_at", kind="stable")
+        counted = count(rows)
+        told = [reason.code for reason in checks.reasons(run, counted) if reason.severity == "invalid"]
+        distrust = tuple(code for code in told if code in GENERATORS_FAULT)
+        whole = _complete(rows)
+        decision = decide(whole, targets, alpha) if targets else None
+        well = targets is not None and promising(whole, targets)
+        found.append(Level(users, counted, decision, distrust, _visits(run, users, rows), well))
+    return found
+
+
+def _visits(run: Run, users: int, turns: pd.DataFrame) -> tuple[gave_out.Window, ...]:
+    """When the level was measured: between what the manifest says of each stay, the first start and the last end."""
+    told = [(level.get("entered_wall_at"), level.get("left_wall_at") or math.inf)
+            for level in run.manifest.get("levels") or () if level.get("users") == users]  # fmt: skip
+    found = []
+    for begins, ends in told or [(-math.inf, math.inf)]:
+        rows = turns[turns["intended_wall_at"].between(begins, ends)]
+        if len(rows) and rows["ended_wall_at"].notna().any():
+            window = float(rows["intended_wall_at"].min()), float(rows["ended_wall_at"].max())
+            found.append(gave_out.Window(users, *window))
+    return tuple(found)
+
+
+def _complete(turns: pd.DataFrame) -> pd.DataFrame:
+    """Turns that began before the first that was cut: of later ones the slow are missing."""
+    cut_at = turns.loc[turns["outcome"] == "cut", "intended_wall_at"].min()
+    return handled(turns if math.isnan(cut_at) else turns[turns["intended_wall_at"] < cut_at])
+
+
+# ----------------------------------------------------------------------------------------------------------- the answer
+
+
+def _answer(run: Run, targets: Targets | None, found: list[Level]) -> Figures:
+    fails = [level.users for level in found if level.outcome == "fail"]
+    fail = min(fails, default=None)
+    passes = [level.users for level in found if level.outcome == "pass" and (fail is None or level.users < fail)]
+    largest = max(passes, default=None)
+    open_levels = [level.users for level in found if level.outcome == "undecided" and level.users > (largest or 0)]
+    undecided = [users for users in open_levels if fail is None or users < fail]
+    odd = [level.users for level in found if level.outcome == "pass" and fail is not None and level.users > fail]
+    bracket = {"largest_pass": largest, "smallest_fail": fail, "undecided": undecided, "passes_above_a_fail": odd}
+    worst = next((level for level in found if level.users == fail), None)
+    turns = pd.concat([level.counted.measured for level in found])
+    scraped = read_scraped(run.path)
+    wanted = _wanted(targets, largest)
+    reasons = [asdict(reason) for reason in checks.reasons(run, count(turns)) if reason.code not in OF_ONE_LEVEL]
+    return {
+        "run": run.id,
+        "path": str(run.path),
+        "target": run.manifest.get("host"),
+        "targets": None if targets is None else [target.text for target in targets.targets],
+        "targets_from": None if targets is None else targets.source,
+        "reasons": reasons,
+        "levels": [_level(level, targets) for level in found],
+        **bracket,
+        "wanted": wanted,
+        "answer": _sentence(found, bracket, targets),
+        "knee": _knee(found),
+        "scaling": _scaling(found, run),
+        "gave_out": gave_out.find(run, count(turns), [v for level in found for v in level.visits], scraped, fail),
+        "refused": gave_out.refusals(worst.counted.failed) if worst is not None and _by_failing(worst) else None,
+        "exit": _exit(bracket, targets, wanted),
+    }
+
+
+# Reasons that speak of a run whose load does not change: here each level is looked at alone.
+OF_ONE_LEVEL = ("several_levels", "too_few", *GENERATORS_FAULT)
+
+
+def _wanted(targets: Targets | None, largest: int | None) -> Figures | None:
+    """How many the targets ask for (`concurrent_streams > 3`, a GPU), and whether so many pass."""
+    asked = next((t for t in targets.targets if t.metric.name == "concurrent_streams"), None) if targets else None
+    if asked is None or targets is None:
+        return None
+    a_gpu = (largest or 0) / targets.gpus
+    return {
+        "target": asked.text,
+        "a_gpu": a_gpu,
+        "holds": asked.limit.holds(a_gpu),
+        "stretch_holds": asked.stretch.holds(a_gpu) if asked.stretch else None,
+    }
+
+
+def _exit(bracket: Figures, targets: Targets | None, wanted: Figures | None) -> int:
+    if targets is None:
+        return 0  # nothing was asked
+    if bracket["largest_pass"] is None:
+        return 1 if bracket["smallest_fail"] is not None and not bracket["undecided"] else 2
+    if wanted is not None and not wanted["holds"]:
+        return 1 if bracket["smallest_fail"] is not None else 2
+    return 0
+
+
+def _sentence(found: list[Level], bracket: Figures, targets: Targets | None) -> str:
+    if targets is None:
+        return "No targets were given, so no level passes or fails: --targets FILE"
+    largest, fail, undecided = bracket["largest_pass"], bracket["smallest_fail"], bracket["undecided"]
+    parts = []
+    if largest is None:
+        if fail is not None and fail == found[0].users:
+            parts.append(f"Not even {_users(fail)}: the smallest level already fails")
+        else:
+            parts.append("No level was proven to pass")
+    else:
+        parts.append(f"{_users(largest)} at once: proven to pass")
+    if fail is None:
+        beyond = f"; no level was proven to fail (the largest tried is {found[-1].users:,})"
+        parts.append(beyond if largest is not None else beyond[2:])
+    elif largest is not None:
+        parts.append(f", {fail:,} proven to fail")
+    if undecided:
+        parts.append(f"; undecided: {', '.join(f'{users:,}' for users in undecided)}")
+    distrusted = [level for level in found if level.distrust]
+    if distrusted:
+        worst = distrusted[0]
+        parts.append(
+            f". At {_users(worst.users)} the load generator was at its own limit ({', '.join(worst.distrust)}): "
+            "start more workers"
+        )
+    return "".join(parts)
+
+
+def _users(users: int) -> str:
+    return f"{users:,} user{'' if users == 1 else 's'}"
+
+
+def _by_failing(level: Level) -> bool:
+    """Whether failed turns, not slow ones, are most of what lay beyond the limits."""
+    return len(level.counted.failed) > 0.05 * max(1, level.counted.handled)
+
+
+# ------------------------------------------------------------------------------------------------------- of each level
+
+
+def _level(level: Level, targets: Targets | None) -> Figures:
+    counted = level.counted
+    wall = level.wall_s
+    good = goodput(targets, counted) if targets else None
+    return {
+        "users": level.users,
+        "turns": len(counted.measured),
+        "answered": len(counted.answered),
+        "failed": len(counted.failed),
+        "cut": len(counted.cut),
+        "sessions": int(counted.measured["cluster"].nunique()),
+        "latency": {name: _latency(counted, name) for name in LATENCIES},
+        "asps": asps(counted.answered["audio_s"].fillna(0.0), wall) if wall else None,
+        "rps": rps(counted.handled, wall) if wall else None,
+        "goodput_percent": None if good is None else good.share * 100,
+        "goodput_at_least_percent": None if good is None else good.at_least * 100,
+        "outcome": level.outcome,
+        "promising": level.promising,
+        "reason": level.decision.reason if level.decision else None,
+        "distrust": list(level.distrust),
+    }
+
+
+LATENCIES = {
+    "ttfc": ("ttfc_s", requests),
+    "ttfa": ("ttfa_s", requests),
+    "floor_transfer_offset": ("floor_transfer_offset_s", conversations),
+}
+
+
+def _latency(counted: Counted, name: str) -> Figures | None:
+    """p50 and p95 (ms) of a level's answers; None where it has none of that kind."""
+    values = _answers_s(counted, name)
+    if values.empty:
+        return None
+    return {"n": len(values), "p50_ms": float(values.median()) * 1000, "p95_ms": float(values.quantile(0.95)) * 1000}
+
+
+def _answers_s(counted: Counted, name: str) -> pd.Series:
+    """The latencies of a kind, s; none where the run has no turns of that kind."""
+    column, kind = LATENCIES[name]
+    answered = kind(counted).answered
+    return answered[column].dropna().astype(float) if column in answered else pd.Series(dtype=float)
+
+
+def _knee(found: list[Level]) -> Figures | None:
+    """Where latency begins to climb, of the first kind of latency that the levels have."""
+    for name in LATENCIES:
+        points = [(level.users, float(s.median())) for level in found if len(s := _answers_s(level.counted, name))]
+        if not points:
+            continue
+        bend = knee([users for users, _ in points], [value for _, value in points])
+        return None if bend is None else {"of": name, **asdict(bend)}
+    return None
+
+
+def _scaling(found: list[Level], run: Run) -> Figures | None:
+    """The scaling law of throughput: of requests in a closed loop alone; a paced call's throughput is linear anyway."""
+    if (run.manifest.get("scenario") or {}).get("arrivals", "closed") != "closed":
+        return None
+    points = []
+    for level in found:
+        asked = requests(level.counted)
+        if level.wall_s and len(asked.answered):
+            points.append((level.users, rps(len(asked.answered), level.wall_s)))
+    law = usl([users for users, _ in points], [rate for _, rate in points]) if len(points) >= 4 else None
+    return None if law is None else asdict(law)
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def write(figures: Figures, directory: Path) -> Path:
+    """Write capacity.json; its path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "capacity.json"
+    write_json(path, figures)
+    return path
+
+
+def _fail(line: str) -> int:
+    print(f"capacity: {line}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.capacity",
+        description="How many at once, proven, and what gave out first.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory, such as runs/latest")
+    parser.add_argument(
+        "--targets", metavar="FILE", help="a YAML file, or the name of a source (default: the run's own)"
+    )
+    parser.add_argument(
+        "--server-log", type=Path, action="append", default=[], metavar="FILE", help="as of analysis.report"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where capacity.json goes (default: RUN)")
+    parser.add_argument(
+        "--width", type=int, metavar="N", help="columns of the page (default: the terminal's; 120 in a log)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

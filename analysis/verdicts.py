@@ -1,0 +1,383 @@
+"""Do the targets hold? A run's turns and targets in, a verdict a target out. Lays out no page.
+
+A failed turn is an answer that never came: it is worse than any limit. So "p95 < 400 ms" says that fewer than 5 % of
+the turns failed or took 400 ms or more, and a server that drops its slow turns gains nothing by it.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.counting import CONVERSATIONS, Counted, wall_s
+from analysis.stats import bound, design_effect, turns_needed
+from analysis.stats.shares import ASSUMED_DESIGN_EFFECT
+from analysis.targets import Limit, Spoken, Target, Targets
+from workers.samples.schema import ANSWERS, CENSORED
+
+Status = Literal["hold", "miss", "cannot_tell"]
+CONFIDENCE = 0.95
+
+# What makes every figure of a run doubtful. (Failures do not: a target counts them.)
+GENERATORS_FAULT = ("saturated_generator", "loop_lag", "late_sends", "late_microphone", "dropped_starts")
+INCOMPLETE = ("unfinished_run", "unreadable_log", "lost_rows", "all_warm_up")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a target.
+
+    value: in the unit of the rows, infinite where too many turns failed; None where it cannot be told (`why`).
+    stretch: None where the target has no stretch goal. bad_share: share of turns beyond the limit, failures among them;
+    bad_at_most: its upper bound, except with probability 5 %; proven: that bound lies below what the target allows.
+    Those three are None where the target is no quantile and no share.
+    """
+
+    target: Target
+    of: str
+    status: Status
+    value: float | None
+    n: int
+    sessions: int
+    stretch: Status | None = None
+    bad_share: float | None = None
+    bad_at_most: float | None = None
+    proven: bool | None = None
+    why: str = ""
+
+
+def handled(turns: pd.DataFrame) -> pd.DataFrame:
+    """The measured turns that the server brought to an end, with `ok`: whether they were answered, rightly."""
+    kept = turns[(turns["phase"] == "measured") & (turns["outcome"] != CENSORED)]
+    return kept.assign(ok=kept["outcome"].isin(ANSWERS) & kept["error_kind"].isna())
+
+
+def applicable(target: Target, turns: pd.DataFrame) -> pd.DataFrame:
+    """Of handled turns those that the target speaks of: failed ones, and those that have the figure.
+
+    A negative duration is no figure (a floor transfer offset is signed, and may be negative).
+    """
+    column = target.metric.column
+    if column is None:
+        return turns
+    if column not in turns:  # a figure of conversations, in a run without any
+        return turns.iloc[:0]
+    values = turns[column]
+    told = values.notna() & np.isfinite(values.astype(float))
+    if target.metric.name != "floor_transfer_offset":
+        told &= values >= 0
+    if target.metric.name == "time_to_silence":  # an agent that talks on has none, and that is its fault
+        return turns[turns["barge_in"].astype(bool) & (told | ~turns["yielded"].astype(bool))]
+    return turns[told | ~turns["ok"]]
+
+
+def values_of(target: Target, turns: pd.DataFrame) -> NDArray[np.float64]:
+    """The figure of each applicable turn; infinite where it failed (minus infinite where more is better)."""
+    worst = -math.inf if target.limit.high is None else math.inf
+    if target.metric.column is None:
+        return np.where(turns["ok"].to_numpy(bool), 1.0, 0.0)
+    values = turns[target.metric.column].to_numpy(dtype=np.float64, na_value=math.nan)
+    return np.where(turns["ok"].to_numpy(bool) & ~np.isnan(values), values, worst)
+
+
+def beyond(limit: Limit, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which values lie outside a limit; a value that equals it does."""
+    rounded = np.round(values, 9)
+    bad = np.zeros(values.shape, dtype=bool)
+    if limit.high is not None:
+        bad |= rounded >= limit.high
+    if limit.low is not None:
+        bad |= rounded <= limit.low
+    return bad
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A target as a test of a proportion: at most `allowed` of the turns may lie outside `limit`."""
+
+    limit: Limit
+    allowed: float
+
+
+def shares_of(target: Target, limit: Limit) -> tuple[Share, ...]:
+    """The proportions that a quantile or share target stands for; none where it is a mean, or of the whole run.
+
+    A band's two ends are two of them: p50 within 170-270 ms allows half of the turns on either side.
+    """
+    if target.metric.name == "success":
+        allowed = 1 - (limit.low or 0.0)
+        return (Share(Limit(0.5, None), round(allowed, 12)),) if allowed else ()
+    if (q := target.quantile) is None:
+        return ()
+    ends = []
+    if limit.high is not None:
+        ends.append(Share(Limit(None, limit.high), round(1 - q, 12)))
+    if limit.low is not None:
+        ends.append(Share(Limit(limit.low, None), round(q, 12)))
+    return tuple(ends)
+
+
+def quantile_with_failures(values: NDArray[np.float64], q: float) -> float:
+    """numpy's linear percentile, infinite as soon as an infinite value has a part in it. `values` (n,), n >= 1."""
+    ordered = np.sort(values)
+    place = q * (len(ordered) - 1)
+    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+    if math.isinf(low) or math.isinf(high):
+        return float(high if place > math.floor(place) else low)
+    return float(np.quantile(ordered, q))
+
+
+# ------------------------------------------------------------------------------------------------------ a whole run
+
+
+def judge(
+    targets: Targets, counted: Counted, distrust: Sequence[str] = (), vram_bytes: float | None = None
+) -> list[Verdict]:
+    """A verdict for each target; for each kind of turns apart, where a run has both and the target speaks of both.
+
+    distrust: why this run's figures cannot be believed; then nothing holds and nothing misses. vram_bytes: the peak
+    that was scraped.
+    """
+    turns = handled(counted.measured)
+    found = []
+    for target, of, rows in _parts(targets.targets, turns):
+        if target.metric.name == "vram":
+            verdict = _of_run(target, vram_bytes, "no GPU metrics were scraped (--metrics URL of its exporter)")
+        elif target.metric.name == "concurrent_streams":
+            verdict = _streams(target, counted, targets.gpus)
+        else:
+            verdict = _of_turns(target, of, rows)
+        found.append(_doubted(verdict, distrust))
+    return found
+
+
+def exit_code(verdicts: Iterable[Verdict]) -> int:
+    """0: all hold; 1: one misses; 2: one cannot be told, and none misses."""
+    statuses = {verdict.status for verdict in verdicts}
+    return 1 if "miss" in statuses else 2 if "cannot_tell" in statuses else 0
+
+
+def _parts(targets: Iterable[Target], turns: pd.DataFrame) -> Iterator[tuple[Target, str, pd.DataFrame]]:
+    spoken = turns["protocol"].isin(CONVERSATIONS)
+    kinds: dict[Spoken, pd.DataFrame] = {"requests": turns[~spoken], "conversations": turns[spoken]}
+    both = all(len(rows) for rows in kinds.values())
+    for target in targets:
+        of = target.metric.of
+        if of != "both":
+            yield target, of, kinds[of]
+        elif both and target.metric.column is not None:
+            yield from ((target, kind, rows) for kind, rows in kinds.items())
+        else:
+            yield target, "turns", turns
+
+
+def _of_run(target: Target, value: float | None, why: str) -> Verdict:
+    if value is None:
+        return Verdict(target, "run", "cannot_tell", None, 0, 0, _cannot(target), why=why)
+    return Verdict(target, "run", _held(target.limit, value), value, 1, 1, _stretched(target, value))
+
+
+def _of_turns(target: Target, of: str, turns: pd.DataFrame) -> Verdict:
+    rows = applicable(target, turns)
+    sessions = int(rows["cluster"].nunique())
+    if rows.empty:
+        missing = f"no measured turn has a figure for it ({len(turns):,} {of})"
+        return Verdict(target, of, "cannot_tell", None, 0, 0, _cannot(target), why=missing)
+    values = values_of(target, rows)
+    if target.figure == "mean":
+        return _mean(target, of, rows, values, sessions)
+    if target.metric.name == "success":
+        value = float(values.mean())
+    else:
+        q = target.quantile
+        assert q is not None
+        needed = turns_needed(q)
+        value = quantile_with_failures(values, q)
+        if len(values) < needed and not _surely(target, values):
+            why = f"n={len(values)} < {needed}: too few turns for a {target.figure}"
+            return Verdict(target, of, "cannot_tell", None, len(values), sessions, _cannot(target), why=why)
+    share, at_most, proven = _proof(target, rows, values)
+    status, stretch = _held(target.limit, value), _stretched(target, value)
+    return Verdict(target, of, status, value, len(values), sessions, stretch, share, at_most, proven)
+
+
+def _surely(target: Target, values: NDArray[np.float64]) -> bool:
+    """Few turns can still show a miss: so many of them lie outside that chance does not explain it."""
+    return any(
+        bound(
+            float(bad.mean()) * len(values) / ASSUMED_DESIGN_EFFECT,
+            len(values) / ASSUMED_DESIGN_EFFECT,
+            1 - CONFIDENCE,
+            "above",
+        )
+        > share.allowed
+        for share in shares_of(target, target.limit)
+        if (bad := beyond(share.limit, values)).any()
+    )
+
+
+def _mean(target: Target, of: str, rows: pd.DataFrame, values: NDArray[np.float64], sessions: int) -> Verdict:
+    answered = values[np.isfinite(values)]
+    if not len(answered):
+        why = "no turn was answered"
+        return Verdict(target, of, "cannot_tell", None, len(values), sessions, _cannot(target), why=why)
+    failed = len(values) - len(answered)
+    value = float(answered.mean())
+    why = f"a mean of answers only: {failed:,} failed turns are not in it" if failed else ""
+    return Verdict(
+        target, of, _held(target.limit, value), value, len(answered), sessions, _stretched(target, value), why=why
+    )
+
+
+def _proof(
+    target: Target, rows: pd.DataFrame, values: NDArray[np.float64]
+) -> tuple[float | None, float | None, bool | None]:
+    """Share beyond the limit, its upper bound, and whether that lies below what is allowed; of the worse end."""
+    worst: tuple[float, float, bool] | None = None
+    for share in shares_of(target, target.limit):
+        bad = beyond(share.limit, values)
+        effect = design_effect(bad, rows["cluster"].to_numpy(), rows["intended_wall_at"].to_numpy())
+        n = len(bad) / effect
+        at_most = bound(float(bad.mean()) * n, n, 1 - CONFIDENCE, "below")
+        found = (float(bad.mean()), at_most, at_most < share.allowed)
+        if worst is None or (worst[2] and not found[2]):
+            worst = found
+    return worst or (None, None, None)
+
+
+def _streams(target: Target, counted: Counted, gpus: int) -> Verdict:
+    """Streams at a time, a GPU: seconds of being answered faster than they play, over the seconds of the window.
+
+    Few may be because few were asked for: only a run that asked for more than the target can miss it.
+    """
+    wall, answered = wall_s(counted), counted.answered
+    if not wall or answered.empty:
+        return _of_run(target, None, "no turn was answered")
+    asked_s, kept_up_s = _stream_seconds(counted)
+    streams, asked = kept_up_s / wall / gpus, asked_s / wall / gpus
+    if not target.limit.holds(streams) and not target.limit.holds(asked):
+        why = f"{asked:.3g} at a time were asked for; locustfiles/shapes/capacity.py finds out how many there can be"
+        return Verdict(target, "run", "cannot_tell", streams, len(answered), 0, _cannot(target), why=why)
+    return _of_run(target, streams, "")
+
+
+def _stream_seconds(counted: Counted) -> tuple[float, float]:
+    """Seconds that streams were asked for, and seconds of those that kept up. A call is one for as long as it lasts."""
+    spoken = counted.measured["protocol"].isin(CONVERSATIONS)
+    calls = (
+        counted.measured[spoken]
+        .groupby("cluster")
+        .agg(begun=("intended_wall_at", "min"), over=("ended_wall_at", "max"))
+    )
+    calls_s = float((calls["over"] - calls["begun"]).clip(lower=0.0).sum())
+    handled_turns = counted.measured[~spoken & (counted.measured["outcome"] != CENSORED)]
+    asked_s = float((handled_turns["ended_at"] - handled_turns["intended_at"]).clip(lower=0.0).sum())
+    quick = counted.answered[~counted.answered["protocol"].isin(CONVERSATIONS) & (counted.answered["rtf"] < 1)]
+    kept_up_s = float((quick["ended_at"] - quick["sent_at"]).clip(lower=0.0).sum())
+    return calls_s + asked_s, calls_s + kept_up_s
+
+
+def _doubted(verdict: Verdict, distrust: Sequence[str]) -> Verdict:
+    if not distrust or verdict.status == "cannot_tell":
+        return verdict
+    cannot: Status | None = "cannot_tell" if verdict.stretch is not None else None
+    return Verdict(
+        verdict.target, verdict.of, "cannot_tell", verdict.value, verdict.n, verdict.sessions, cannot,
+        verdict.bad_share, verdict.bad_at_most, verdict.proven, f"the run cannot be believed: {', '.join(distrust)}",
+    )  # fmt: skip
+
+
+def _held(limit: Limit, value: float) -> Status:
+    return "hold" if limit.holds(value) else "miss"
+
+
+def _stretched(target: Target, value: float) -> Status | None:
+    return None if target.stretch is None else _held(target.stretch, value)
+
+
+def _cannot(target: Target) -> Status | None:
+    return None if target.stretch is None else "cannot_tell"
+
+
+# ---------------------------------------------------------------------------------------------------------- goodput
+
+
+@dataclass(frozen=True, slots=True)
+class Goodput:
+    """Share of the handled turns that lie within every limit of a turn; its bounds are one-sided at 95 % each."""
+
+    share: float
+    at_least: float
+    n: int
+
+
+def goodput(targets: Targets, counted: Counted) -> Goodput | None:
+    """Turns answered within the limits of a turn: of each metric the one of its highest figure (p99, not p50).
+
+    None without such targets, or without turns. Source: DistServe, OSDI 2024 (goodput: requests that meet their SLOs).
+    """
+    turns = handled(counted.measured)
+    by_figure = sorted(targets.targets, key=lambda target: target.quantile or 0.0)
+    limits = {target.metric.name: target for target in by_figure if target.metric.column is not None}.values()
+    if turns.empty or not limits:
+        return None
+    bad = ~turns["ok"].to_numpy(bool)
+    for target, _, rows in _parts(limits, turns):
+        told = applicable(target, rows)
+        if told.empty:
+            continue
+        outside = beyond(target.limit, values_of(target, told))
+        bad[turns.index.get_indexer(told.index[outside])] = True
+    effect = design_effect(bad, turns["cluster"].to_numpy(), turns["intended_wall_at"].to_numpy())
+    n = len(bad) / effect
+    return Goodput(float(1 - bad.mean()), 1 - bound(float(bad.mean()) * n, n, 1 - CONFIDENCE, "below"), len(bad))
+
+
+# ------------------------------------------------------------------------------------------------------- as plain data
+
+
+def summarise(targets: Targets, counted: Counted, distrust: Sequence[str], vram_bytes: float | None) -> dict[str, Any]:
+    """Verdicts and goodput as plain data, as report.json has them; figures with their unit, as people read them."""
+    verdicts = judge(targets, counted, distrust, vram_bytes)
+    good = goodput(targets, counted)
+    return {
+        "source": targets.source,
+        "verdicts": [_as_data(verdict, verdicts) for verdict in verdicts],
+        "goodput": None if good is None else asdict(good),
+        "exit": exit_code(verdicts),
+    }
+
+
+def _as_data(verdict: Verdict, all_of_them: Sequence[Verdict]) -> dict[str, Any]:
+    target = verdict.target
+    ends = shares_of(target, target.limit)
+    return {
+        "text": target.text,
+        "name": target.name,
+        "of": verdict.of,
+        "apart": sum(other.target is target for other in all_of_them) > 1,
+        "asked": target.show_limit(target.limit),
+        "stretch": target.show_limit(target.stretch) if target.stretch else None,
+        "status": verdict.status,
+        "stretch_status": verdict.stretch,
+        "measured": target.show(verdict.value),
+        "value": verdict.value,
+        "unit": target.metric.unit,
+        "n": verdict.n,
+        "sessions": verdict.sessions,
+        "bad_share": verdict.bad_share,
+        "bad_at_most": verdict.bad_at_most,
+        "allowed": ends[0].allowed if ends else None,
+        "proven": verdict.proven,
+        "why": verdict.why,
+    }
+
+
+def doubts(reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """Of a run's reasons to distrust it (severity, code), those that let no target be judged."""
+    grave = (*GENERATORS_FAULT, *INCOMPLETE)
+    return [code for severity, code in reasons if severity == "invalid" and code in grave]

@@ -1,0 +1,45 @@
+"""What a target says of itself at /health, where it is a bundled server. Any other answer, or none, says nothing."""
+
+import json
+from typing import Any
+from urllib.parse import urlsplit
+
+from geventhttpclient import HTTPClient
+
+TIMEOUT_S = 2.0
+MOST_BYTES = 1 << 16
+
+# What is kept, and what it must be. mock: the engine makes no speech; weights: `random` where it knows no voice.
+KNOWN: dict[str, type] = {
+    "engine": str,
+    "weights": str,
+    "mock": bool,
+    "streams_most": int,
+    "queue_most": int,
+    "calls_most": int,
+}
+
+
+def ask(host: str, *, insecure: bool = False) -> dict[str, Any]:
+    """The known facts at HOST/health (http, https, ws or wss); none where the answer is not one of ours."""
+    where = urlsplit(host)
+    if where.hostname is None:
+        return {}
+    client = HTTPClient(
+        where.hostname,
+        where.port,
+        ssl=where.scheme in ("https", "wss"),
+        insecure=insecure,
+        connection_timeout=TIMEOUT_S,
+        network_timeout=TIMEOUT_S,
+    )
+    try:
+        answer = client.get("/health")
+        told = json.loads(answer.read(MOST_BYTES))
+    except Exception:  # whatever is wrong with it, the run itself will find out
+        return {}
+    finally:
+        client.close()
+    if not isinstance(told, dict):
+        return {}
+    return {name: told[name] for name, kind in KNOWN.items() if type(told.get(name)) is kind}
