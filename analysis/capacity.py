@@ -206,21 +206,21 @@ def _sentence(found: list[Level], bracket: Figures, targets: Targets | None) -> 
     if targets is None:
         return "No targets were given, so no level passes or fails: --targets FILE"
     largest, fail, undecided = bracket["largest_pass"], bracket["smallest_fail"], bracket["undecided"]
-    parts = []
-    if largest is None:
-        if fail is not None and fail == found[0].users:
-            parts.append(f"Not even {_users(fail)}: the smallest level already fails")
-        else:
-            parts.append("No level was proven to pass")
+    tried = f"the largest level tried is {found[-1].users:,}"
+    if largest is not None:
+        above = f"{fail:,} proven to fail" if fail is not None else f"none proven to fail ({tried})"
+        parts = [f"{_users(largest)} at once: proven to pass, {above}"]
+    elif fail is not None and fail == found[0].users:
+        parts = [f"Not even {_users(fail)}: the smallest level already fails"]
     else:
-        parts.append(f"{_users(largest)} at once: proven to pass")
-    if fail is None:
-        beyond = f"; no level was proven to fail (the largest tried is {found[-1].users:,})"
-        parts.append(beyond if largest is not None else beyond[2:])
-    elif largest is not None:
-        parts.append(f", {fail:,} proven to fail")
+        parts = [
+            "No level was proven to pass, ",
+            f"{fail:,} to fail" if fail is not None else f"and none to fail ({tried})",
+        ]
     if undecided:
         parts.append(f"; undecided: {', '.join(f'{users:,}' for users in undecided)}")
+    if gone := [level for level in found if level.decision and level.decision.gone]:
+        parts.append(f". At {_users(gone[-1].users)} the target was gone, and did not come back")
     distrusted = [level for level in found if level.distrust]
     if distrusted:
         worst = distrusted[0]

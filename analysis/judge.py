@@ -131,7 +131,7 @@ def _frame(turns: list[tuple[float, list[Any]]], sessions: dict[tuple[Any, Any],
     for name in ("barge_in", "yielded"):
         frame[name] = np.array([value is True for value in frame[name]], dtype=bool)
     frame[NUMBERS] = frame[NUMBERS].astype(np.float64)
-    return handled(frame)[[*NUMBERS, "intended_wall_at", "cluster", "barge_in", "yielded", "ok"]]
+    return handled(frame)[[*NUMBERS, "intended_wall_at", "cluster", "barge_in", "yielded", "ok", "away"]]
 
 
 class Judge:
@@ -160,6 +160,7 @@ class Judge:
             "outcome": decision.outcome,
             "done": decision.done,
             "promising": levels.promising(level.complete, self._targets),
+            "gone": decision.gone,
             "reason": decision.reason,
         }
 

@@ -18,6 +18,8 @@ from analysis.verdicts import Share, applicable, beyond, shares_of, values_of
 
 Outcome = Literal["pass", "fail", "undecided"]
 SCOUTED_TURNS = 30
+AWAY_SHARE = 0.02  # of turns that found nobody: more, and a level is not failed but undecided
+GONE_TURNS = 20  # so many in a row, and the target is gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Tested:
     at_most: float
     at_least: float
     over: bool  # its last planned look is behind it: more turns would decide nothing
+    away: int = 0  # of the bad ones: nobody was there to answer
 
     def __str__(self) -> str:
         limit = self.target.show_limit(self.share.limit) if self.target.metric.column else "answered"
@@ -48,6 +51,8 @@ class Tested:
                 return f"{self.target.name}: {seen}, so at most {self.at_most * 100:.1f} % ({allowed})"
             case "fail":
                 return f"{self.target.name}: {seen}, so at least {self.at_least * 100:.1f} % ({allowed})"
+            case _ if self.away > AWAY_SHARE * self.n:
+                return f"{self.target.name}: the target was not there for {self.away:,} of {self.n:,} turns"
             case _:
                 between = f"{self.at_least * 100:.1f} to {self.at_most * 100:.1f} %"
                 return f"{self.target.name}: {seen}, so {between} ({allowed})"
@@ -60,6 +65,7 @@ class Decision:
     outcome: Outcome
     tests: tuple[Tested, ...]
     done: bool
+    gone: bool = False  # the target is not there any more
 
     @property
     def reason(self) -> str:
@@ -85,7 +91,8 @@ def decide(turns: pd.DataFrame, targets: Targets, alpha: float) -> Decision:
     """Look at a level's turns as planned, and stop at the first look that decides.
 
     turns: handled (verdicts.handled), in the order in which they began, complete: no turn that began before one of them
-    is still under way. So the same turns give the same decision, during the run and after it. alpha: the chance of
+    is still under way. So the same turns give the same decision, during the run and after it. A target that was
+    not there for some of them is not failed by them. alpha: the chance of
     calling a level passed that is not, and of calling one failed that is not; failing is spread over the proportions.
     """
     wanted = proportions(targets)
@@ -99,15 +106,20 @@ def decide(turns: pd.DataFrame, targets: Targets, alpha: float) -> Decision:
         return Decision("fail", tuple(tests), True)
     if tests and len(tests) == len(wanted) and all(test.outcome == "pass" for test in tests):
         return Decision("pass", tuple(tests), True)
-    hopeless = len(tests) == len(wanted) and all(test.over or test.outcome == "pass" for test in tests)
-    return Decision("undecided", tuple(tests), hopeless)
+    gone = len(turns) >= GONE_TURNS and bool(turns["away"].iloc[-GONE_TURNS:].all())
+    hopeless = gone or (len(tests) == len(wanted) and all(test.over or test.outcome == "pass" for test in tests))
+    return Decision("undecided", tuple(tests), hopeless, gone)
 
 
 def _test(target: Target, share: Share, rows: pd.DataFrame, alpha: float, fail_alpha: float) -> Tested | None:
     """The first look that decides, or the last one that was possible; None before the first."""
     looks = plan(share, alpha)
     bad = beyond(share.limit, values_of(target, rows))
-    clusters, at = rows["cluster"].to_numpy(), rows["intended_wall_at"].to_numpy(dtype=np.float64)
+    clusters, nobody, at = (
+        rows["cluster"].to_numpy(),
+        rows["away"].to_numpy(bool),
+        rows["intended_wall_at"].to_numpy(dtype=np.float64),
+    )
     found = None
     for number, n in enumerate(looks.at):
         if n > len(bad):
@@ -118,9 +130,14 @@ def _test(target: Target, share: Share, rows: pd.DataFrame, alpha: float, fail_a
         effective, rate = n / effect, float(seen.mean())
         at_most = bound(rate * effective, effective, spend, "below")
         at_least = bound(rate * effective, effective, spend * fail_alpha / alpha, "above")
-        outcome: Outcome = "pass" if at_most < share.allowed else "fail" if at_least > share.allowed else "undecided"
+        away = int(nobody[:n].sum())
+        outcome: Outcome = "undecided"
+        if at_most < share.allowed:
+            outcome = "pass"
+        elif at_least > share.allowed and away <= AWAY_SHARE * n:  # a target that was away has no capacity then
+            outcome = "fail"
         sessions, over = len(np.unique(clusters[:n])), n == looks.most
-        found = Tested(target, share, outcome, n, int(seen.sum()), sessions, effect, at_most, at_least, over)
+        found = Tested(target, share, outcome, n, int(seen.sum()), sessions, effect, at_most, at_least, over, away)
         if outcome != "undecided":
             break
     return found

@@ -22,6 +22,9 @@ from workers.samples.schema import ANSWERS, CENSORED
 Status = Literal["hold", "miss", "cannot_tell"]
 CONFIDENCE = 0.95
 
+# Failures of a target that is not there. A target that is there and overloaded fails otherwise.
+AWAY = ("connection_refused", "dns_failure", "unreachable")
+
 # What makes every figure of a run doubtful. (Failures do not: a target counts them.)
 GENERATORS_FAULT = ("saturated_generator", "loop_lag", "late_sends", "late_microphone", "dropped_starts")
 INCOMPLETE = ("unfinished_run", "unreadable_log", "lost_rows", "all_warm_up")
@@ -51,9 +54,10 @@ class Verdict:
 
 
 def handled(turns: pd.DataFrame) -> pd.DataFrame:
-    """The measured turns that the server brought to an end, with `ok`: whether they were answered, rightly."""
+    """The measured turns that we did not cut, with `ok` (answered, rightly) and `away` (nobody was there to answer)."""
     kept = turns[(turns["phase"] == "measured") & (turns["outcome"] != CENSORED)]
-    return kept.assign(ok=kept["outcome"].isin(ANSWERS) & kept["error_kind"].isna())
+    ok = kept["outcome"].isin(ANSWERS) & kept["error_kind"].isna()
+    return kept.assign(ok=ok, away=kept["error_kind"].isin(AWAY))
 
 
 def applicable(target: Target, turns: pd.DataFrame) -> pd.DataFrame:

@@ -106,6 +106,22 @@ def test_ctrl_c_keeps_what_was_found(tmp_path: Path) -> None:
     assert answer(tmp_path)["levels"][0]["users"] == 1
 
 
+def test_a_target_that_dies_ends_the_search_and_fails_no_level(tmp_path: Path) -> None:
+    with running_server(*FOUR_STREAMS) as server:
+        arguments = shaped("capacity", server.url, tmp_path, "--targets", "targets.yaml", "--capacity-first", "2")
+        with locust(*arguments, cwd=tmp_path) as search:
+            search.wait_for("2 users: looks well", within_s=60)
+            server.stop()
+            search.end()
+    found = answer(tmp_path)
+    assert search.process.returncode == 2, search.said
+    assert found["smallest_fail"] is None
+    assert "No level was proven to pass, and none to fail" in found["answer"]
+    assert "the target was gone, and did not come back" in found["answer"]
+    assert "connection_refused" in search.said
+    assert "Traceback" not in search.said
+
+
 def test_a_judge_that_dies_ends_the_run_with_its_name(tmp_path: Path) -> None:
     import psutil
 

@@ -14,13 +14,17 @@ P95 = Targets("test", (parse_target("ttfc p95 < 400 ms"),))
 ALPHA = 0.002
 
 
-def level(ttfc_s: list[float], sessions: int = 40, failed: int = 0) -> pd.DataFrame:
-    """Handled turns that came in this order, dealt out to sessions in turn; the first `failed` of them failed."""
+def level(ttfc_s: list[float], sessions: int = 40, failed: int = 0, away: int = 0) -> pd.DataFrame:
+    """Handled turns that came in this order, dealt out to sessions in turn; the first `failed` of them failed.
+
+    The first `away` of those found nobody.
+    """
     n = len(ttfc_s)
     return pd.DataFrame(
         {
             "ttfc_s": ttfc_s,
             "ok": [at >= failed for at in range(n)],
+            "away": [at < away for at in range(n)],
             "cluster": [at % sessions for at in range(n)],
             "intended_wall_at": np.arange(n, dtype=float),
         }
@@ -138,3 +142,16 @@ def test_the_cost_falls_with_the_users_and_with_the_confidence() -> None:
     assert weaker.proving_min < few.proving_min
     # 8 sessions at 6 turns a minute each, at alpha 0.002: the method's "about 40 minutes" is the last look.
     assert 20 < cost(8, P95, ALPHA, first=1, step=0.1, turns_a_minute=6, warm_up_min=0.0).most_min < 60
+
+
+def test_a_target_that_was_away_for_a_while_is_not_failed_for_it() -> None:
+    """A restart: 12 turns found nobody. The same turns failed otherwise are a proof."""
+    assert decide(level([0.1] * 40, failed=12), P95, ALPHA).outcome == "fail"
+    found = decide(level([0.1] * 40, failed=12, away=12), P95, ALPHA)
+    assert (found.outcome, found.done, found.gone) == ("undecided", False, False)
+    assert "the target was not there for 12 of" in found.reason
+
+
+def test_a_target_that_does_not_come_back_is_gone() -> None:
+    found = decide(level([0.1] * 30, failed=30, away=30), P95, ALPHA)
+    assert (found.outcome, found.done, found.gone) == ("undecided", True, True)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from workers import adviser
 from workers.audio import clips
-from workers.collector import Collector
 from workers.levels import Answer
 from workers.search import Search, Told
 from workers.settings import Protocol, Scenario, ScenarioError
@@ -24,13 +23,6 @@ _log = logging.getLogger("cicada")
 
 def search_of(scenario: Scenario) -> Search:
     return Search(scenario.capacity_first, scenario.capacity_most, scenario.capacity_step)
-
-
-def adviser_options(collector: Collector) -> tuple[str, ...]:
-    """How its child is to judge the levels of a run; kept in the manifest, so that it can be judged again."""
-    scenario = Scenario.model_validate(collector.manifest["scenario"])
-    alpha = collector.manifest["level_alpha"] = (1 - scenario.capacity_confidence) / search_of(scenario).planned
-    return "--targets", str(collector.targets), "--alpha", f"{alpha:g}"
 
 
 def say_cost(scenario: Scenario, protocols: Collection[Protocol]) -> None:

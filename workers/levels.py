@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from locust import LoadTestShape
@@ -57,8 +56,8 @@ class LevelShape(LoadTestShape):
     def check(self, scenario: Scenario, protocols: Collection[Protocol]) -> None:
         """Called before anything starts. Raises ScenarioError where the run cannot be made."""
 
-    def begin(self, scenario: Scenario) -> int:
-        """The first level of a run."""
+    def begin(self, scenario: Scenario) -> tuple[int, bool]:
+        """The first level of a run, and whether it is to be proven."""
         raise NotImplementedError
 
     def enough(self, visit: Visit, answer: Answer, measured_s: float) -> bool:
@@ -69,9 +68,9 @@ class LevelShape(LoadTestShape):
         """The next level, and whether it is to be proven; None where the run is over."""
         raise NotImplementedError
 
-    def advice(self, collector: Collector) -> tuple[str, ...]:
-        """Options of the adviser."""
-        return ()
+    def alpha(self, scenario: Scenario) -> float:
+        """The chance of an error that one level may take."""
+        raise NotImplementedError
 
     # ---- what Locust asks each second
 
@@ -84,18 +83,25 @@ class LevelShape(LoadTestShape):
         environment = self.runner.environment
         if self._visit is None:
             self._scenario = hooks.scenario_of(environment)
-            self._visit = Visit(self.begin(self._scenario), prove=False)
+            self._visit = Visit(*self.begin(self._scenario))
             return self._users(self._visit.users)
         collector = hooks.collector()
         if collector is None:  # the run has not begun yet; one that cannot begin is ended by hooks
             return None if self.get_run_time() > BEGIN_S else self._users(self._visit.users)  # type: ignore[no-untyped-call]
         if self._adviser is None:
-            self._adviser = Adviser(Path(collector.run_dir), *self.advice(collector))
+            self._adviser = self._new_adviser(collector)
         try:
             return self._go_on(self._visit, collector)
         except AdviserGone as error:
             hooks.stop_for(environment, str(error))
             return None
+
+    def _new_adviser(self, collector: Collector) -> Adviser:
+        """Told what the manifest keeps, so that the run can be judged again as it was."""
+        if collector.targets is None:
+            return Adviser(collector.run_dir)
+        alpha = collector.manifest["level_alpha"] = self.alpha(self._scenario)
+        return Adviser(collector.run_dir, "--targets", collector.targets, "--alpha", repr(alpha))
 
     def _users(self, users: int) -> Tick:
         asked = self.runner.environment.parsed_options.spawn_rate

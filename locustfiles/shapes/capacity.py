@@ -2,8 +2,7 @@
 
 from collections.abc import Collection
 
-from workers.capacity import adviser_options, log_level, say_cost, search_of
-from workers.collector import Collector
+from workers.capacity import log_level, say_cost, search_of
 from workers.levels import Answer, LevelShape, Visit
 from workers.settings import Protocol, Scenario
 
@@ -12,13 +11,13 @@ class Capacity(LevelShape):
     def check(self, scenario: Scenario, protocols: Collection[Protocol]) -> None:
         say_cost(scenario, protocols)
 
-    def begin(self, scenario: Scenario) -> int:
+    def begin(self, scenario: Scenario) -> tuple[int, bool]:
         self._search = search_of(scenario)
         self._most_s = scenario.level_most_s
-        return self._search.first
+        return self._search.next() or (self._search.first, True)
 
-    def advice(self, collector: Collector) -> tuple[str, ...]:
-        return adviser_options(collector)
+    def alpha(self, scenario: Scenario) -> float:
+        return (1 - scenario.capacity_confidence) / search_of(scenario).planned
 
     def enough(self, visit: Visit, answer: Answer, measured_s: float) -> bool:
         if answer["done"] or measured_s >= self._most_s:
@@ -29,4 +28,4 @@ class Capacity(LevelShape):
         scouted = answer["promising"] and not visit.prove and answer["outcome"] == "undecided"
         self._search.told[visit.users] = "promising" if scouted else answer["outcome"]
         log_level(visit.users, self._search.told[visit.users], answer)
-        return self._search.next()
+        return None if answer.get("gone") else self._search.next()

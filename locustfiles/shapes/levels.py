@@ -5,10 +5,13 @@ from workers.settings import Scenario
 
 
 class Levels(LevelShape):
-    def begin(self, scenario: Scenario) -> int:
+    def begin(self, scenario: Scenario) -> tuple[int, bool]:
         self._left = list(scenario.levels)
         self._level_s = scenario.level_s
-        return self._left.pop(0)
+        return self._left.pop(0), False
+
+    def alpha(self, scenario: Scenario) -> float:
+        return 0.05 / len(scenario.levels)
 
     def enough(self, visit: Visit, answer: Answer, measured_s: float) -> bool:
         return measured_s >= self._level_s
