@@ -19,7 +19,7 @@ from analysis.console import say, width, write_json
 from analysis.counting import Counted, conversations, count, requests
 from analysis.levels import Decision, Outcome, decide, promising
 from analysis.runs import ForeignRun, Run, open_run
-from analysis.scraped import read_scraped
+from analysis.scraped import read_scraped, within
 from analysis.server_join import import_server_log
 from analysis.server_sources import ForeignTrace
 from analysis.stats import asps, knee, rps, usl
@@ -164,6 +164,7 @@ def _answer(run: Run, targets: Targets | None, found: list[Level]) -> Figures:
         "reasons": reasons,
         "levels": [_level(level, targets) for level in found],
         **bracket,
+        "scraped": within(scraped, {level.users: [(v.begins_at, v.ends_at) for v in level.visits] for level in found}),
         "wanted": wanted,
         "answer": _sentence(found, bracket, targets),
         "knee": _knee(found),

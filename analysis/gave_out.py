@@ -15,7 +15,7 @@ from scipy import stats as scipy_stats
 from analysis import server_join, turn_join, waterfall
 from analysis.counting import Counted, conversations, requests
 from analysis.runs import Run
-from analysis.scraped import series
+from analysis.scraped import series, within
 
 Figures = dict[str, Any]
 
@@ -24,7 +24,7 @@ MOST_OF_IT = 0.5  # a part is named if this share of the growth is its own
 SURE = 3.0  # standard errors
 GREW_S = 0.005  # less growth than this is none
 QUEUE_GREW = 0.5
-GPU_FULL = 0.95
+GPU_FULL = 95.0  # %
 CORRELATED_TURNS = 36
 
 QUEUE, SYNTHESIS, REST = "the wait for a stream", "TTS", "network and client"
@@ -51,7 +51,7 @@ def find(
     levels and its growth, ms), `evidence` (sentences).
     """
     parts = turn_parts(run, counted)
-    shown = _queues(scraped, windows)
+    shown = _by_level(scraped, "queue_depth", windows)
     sizes = parts["level"].value_counts()
     told = sorted(int(users) for users in sizes[sizes >= FEWEST_TURNS].index)
     if len({window.users for window in windows}) < 2:
@@ -139,20 +139,14 @@ def _grown(parts: pd.DataFrame, low: int, high: int) -> list[Figures]:
 # ------------------------------------------------------------------------------------------------- what was scraped
 
 
-def _queues(scraped: pd.DataFrame, windows: Sequence[Window]) -> pd.DataFrame:
-    """Mean queue depth by name (rows) and level (columns)."""
-    return _by_level(series(scraped, "queue_depth"), windows)
-
-
-def _by_level(values: pd.DataFrame, windows: Sequence[Window]) -> pd.DataFrame:
-    means = {}
-    for users in sorted({window.users for window in windows}):
-        inside = pd.Series(False, index=values.index)
-        for window in windows:
-            if window.users == users:
-                inside |= values["at"].between(window.begins_at, window.ends_at)
-        means[users] = values[inside].groupby("name")["value"].mean()
-    return pd.DataFrame(means)
+def _by_level(scraped: pd.DataFrame, role: str, windows: Sequence[Window]) -> pd.DataFrame:
+    """Mean of each series of a role, by name (rows) and level (columns)."""
+    spans: dict[int, list[tuple[float, float]]] = {}
+    for window in windows:
+        spans.setdefault(window.users, []).append((window.begins_at, window.ends_at))
+    told = [one for one in within(scraped, spans) if one["role"] == role]
+    means = {one["name"]: {users: span["mean"] for users, span in one["spans"].items()} for one in told}
+    return pd.DataFrame.from_dict(means, orient="index")
 
 
 def _queue_evidence(queues: pd.DataFrame, low: int, high: int) -> list[str]:
@@ -171,7 +165,7 @@ def _depth(queues: pd.DataFrame, name: str, users: int) -> float:
 
 
 def _gpu_evidence(scraped: pd.DataFrame, windows: Sequence[Window], high: int) -> list[str]:
-    busy = _by_level(series(scraped, "gpu_busy_share"), windows)
+    busy = _by_level(scraped, "gpu_busy_share", windows)
     if high not in busy:
         return []
     full = busy[high].dropna()

@@ -14,7 +14,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from analysis import page_conversation, page_targets
+from analysis import page_conversation, page_scraped, page_targets
 from analysis.checks import CHECKS
 from analysis.counting import CONVERSATIONS
 from analysis.page_numbers import Figures, fits, interval, number, percent, quantile, rate
@@ -39,6 +39,8 @@ def _print(figures: Figures, console: Console) -> None:
         parts += [_by_text(figures, console), _intervals(figures, console), _throughput(figures), _stalls(figures)]
     if figures["server"]:
         parts.append(_server(figures["server"]))
+    if figures["scraped"]:
+        parts.append(page_scraped.part(figures["scraped"]))
     if figures["conversation"]:
         parts += page_conversation.parts(figures["conversation"], console)
     for part in parts:

@@ -9,6 +9,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from analysis import page_scraped
 from analysis.page import doubts
 from analysis.page_numbers import NOTHING, number, rate
 
@@ -43,6 +44,8 @@ def _parts(figures: Figures) -> list[RenderableType]:
     ]
     if figures["gave_out"]["parts"]:
         parts.append(_grown(figures["gave_out"]))
+    if figures["scraped"]:
+        parts.append(page_scraped.by_level(figures["scraped"], [level["users"] for level in figures["levels"]]))
     return [*parts, _lines("How it scales", _scaling(figures))]
 
 

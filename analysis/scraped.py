@@ -8,7 +8,7 @@ bundled server.
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,16 @@ ROLES: dict[str, tuple[Known, ...]] = {
     ),
 }
 
+# How a role is called, and what makes its unit the one that is shown.
+TITLES: dict[str, tuple[str, float, str]] = {
+    "queue_depth": ("requests waiting", 1.0, ""),
+    "running": ("requests being served", 1.0, ""),
+    "batch_size": ("batch size", 1.0, ""),
+    "gpu_busy_share": ("GPU busy", 100.0, " %"),
+    "gpu_memory_bytes": ("GPU memory", 1e-9, " GB"),
+    "kv_cache_share": ("KV cache used", 100.0, " %"),
+}
+
 COLUMNS = ("at", "name", "component", "value")
 
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
@@ -90,6 +100,31 @@ def read_scraped(run_dir: Path) -> pd.DataFrame:
     except ForeignLog:
         pass
     return read_table(run_dir / "server", "metrics")
+
+
+def within(frame: pd.DataFrame, spans: Mapping[Any, Sequence[tuple[float, float]]]) -> list[dict[str, Any]]:
+    """Every known series, with its mean and its most in each of the named spans (begin and end, unix seconds).
+
+    `frame` is read_scraped's. Values as shown (see TITLES); a span without a scrape is left out.
+    """
+    found = []
+    for role, (_, scale, _) in TITLES.items():
+        for name, values in series(frame, role).groupby("name", sort=True):
+            told = {}
+            for span, pieces in spans.items():
+                inside = values.loc[_any_of(values["at"], pieces), "value"] * scale
+                if len(inside):
+                    told[span] = {"mean": float(inside.mean()), "most": float(inside.max()), "scrapes": len(inside)}
+            if told:
+                found.append({"role": role, "name": str(name), "spans": told})
+    return found
+
+
+def _any_of(at: pd.Series, pieces: Sequence[tuple[float, float]]) -> pd.Series:
+    inside = pd.Series(False, index=at.index)
+    for begins, ends in pieces:
+        inside |= at.between(begins, ends)
+    return inside
 
 
 def series(frame: pd.DataFrame, role: str) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from analysis.checks import Reason, reasons
 from analysis.conversation import summarise_conversations
 from analysis.counting import Counted, conversations, count, requests, wall_s
 from analysis.runs import Run
-from analysis.scraped import read_scraped, series
+from analysis.scraped import read_scraped, series, within
 from analysis.stats import Quantile, asps, cps, quantile_interval, rps, summarise, turns_needed
 from analysis.targets import Targets
 from workers.samples import schema
@@ -53,8 +53,17 @@ def summarise_run(run: Run, targets: Targets | None = None) -> Figures:
         "texts": _texts(timed),
         "stalls": _stalls(asked),
         "server": server,
+        "scraped": _scraped(run, counted),
         "conversation": spoken,
     }
+
+
+def _scraped(run: Run, counted: Counted) -> list[Figures]:
+    """What the target's own metrics said while turns were measured."""
+    if counted.measured.empty:
+        return []
+    window = float(counted.measured["intended_wall_at"].min()), float(counted.measured["ended_wall_at"].max())
+    return within(read_scraped(run.path), {"measured": [window]})
 
 
 def _bottleneck(server: Figures | None, spoken: Figures | None) -> Figures:

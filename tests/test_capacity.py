@@ -56,6 +56,10 @@ def test_the_known_capacity_of_four_streams_is_found_within_a_step(tmp_path: Pat
     assert "--capacity-confidence 0.5" in done.said
     # Only the target's own queue tells here which part it is: there are no server rows.
     assert found["gave_out"]["part"].startswith("speech")
+    waiting = next(one["spans"] for one in found["scraped"] if one["role"] == "queue_depth")
+    assert waiting[str(found["smallest_fail"])]["most"] >= 1
+    assert waiting["1"]["most"] == 0
+    assert "The target's own metrics, mean at each level" in done.said
     # The same rows say the same again.
     levels = {level["users"]: level["outcome"] for level in found["levels"]}
     told = {level["users"]: level["outcome"] for level in manifest(tmp_path)["levels"]}

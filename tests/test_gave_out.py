@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from analysis import gave_out
 from analysis.capacity import find
+from analysis.page import render
 from analysis.page_targets import remaining
 from analysis.report import report
 from tests import run_maker
 from tests.run_maker import MONOTONIC_AT, WALL_AT, clean_seconds, log_of, make_run
+from workers.samples import schema
 
 RNG = np.random.default_rng(5)
 LEVELS = (2, 8, 16)
@@ -149,3 +152,24 @@ def test_a_report_against_targets_names_the_remaining_bottleneck(
 def test_without_server_rows_no_bottleneck_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path, log_of(leveled(lambda users: {}), seconds=clean_seconds(200)))
     assert "cannot tell" in remaining(report(run, (), "chatterbox")["bottleneck"])
+
+
+def test_the_targets_own_metrics_stand_beside_the_clients_figures(tmp_path: Path) -> None:
+    """A GPU that is half busy while turns are measured, and idle before: only the measured window counts."""
+    run = make_run(tmp_path, log_of(run_maker.turns(100), seconds=clean_seconds()))
+    rows = [
+        {
+            "run": run_maker.RUN, "endpoint": "http://h/metrics", "metric": "DCGM_FI_DEV_GPU_UTIL", "labels": 'gpu="0"',
+            "kind": "gauge", "value": 50.0 if at >= 10 else 0.0, "at": WALL_AT + at,
+        }
+        for at in range(18)
+    ]  # fmt: skip
+    (run / "server").mkdir()
+    data = b"".join(run_maker.packed("metrics", row) for row in rows)
+    (run / schema.METRICS_LOG).write_bytes(run_maker.packed_header(run_maker.facts()) + data)
+    figures = report(run)
+    (busy,) = figures["scraped"]
+    assert (busy["role"], busy["spans"]["measured"]) == ("gpu_busy_share", {"mean": 50.0, "most": 50.0, "scrapes": 8})
+    page = render(figures, Console(width=120))
+    assert "GPU busy" in page
+    assert "50.0 %" in page
