@@ -6,7 +6,7 @@ A run with load levels (locustfiles/shapes/capacity.py, levels.py) in, an answer
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from analysis.server_join import import_server_log
 from analysis.server_sources import ForeignTrace
 from analysis.stats import asps, knee, rps, usl
 from analysis.targets import TargetError, Targets, targets_of
-from analysis.verdicts import GENERATORS_FAULT, goodput, handled
+from analysis.verdicts import GENERATORS_FAULT, INCOMPLETE, goodput, handled, stream_seconds
 
+CLOCKS_S = 0.5  # workers' wall clocks and the master's may differ by this much
 ALPHA = 0.05  # of a whole search, where the run does not say
 
 EXAMPLES = """\
@@ -47,12 +48,16 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What a level showed. decision: None without targets. distrust: why its figures are the generator's own."""
+    """What a level showed. decision: None without targets. visits: the stays at it.
+
+    distrust: why its figures are the generator's own. missing: why its rows are not all there.
+    """
 
     users: int
     counted: Counted
     decision: Decision | None
     distrust: tuple[str, ...]
+    missing: tuple[str, ...]
     visits: tuple[gave_out.Window, ...]
     promising: bool
 
@@ -63,10 +68,11 @@ class Level:
 
     @property
     def outcome(self) -> Outcome | None:
-        """What was proven; nothing, where the generator was at its own limit."""
+        """What was proven: no fail where the generator was at its own limit, nothing where rows are missing."""
         if self.decision is None:
             return None
-        return "undecided" if self.distrust and self.decision.outcome == "fail" else self.decision.outcome
+        strained = self.distrust and self.decision.outcome == "fail"
+        return "undecided" if strained or self.missing else self.decision.outcome
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,7 +97,7 @@ def find(run_dir: Path, named: str | None = None, server_logs: Sequence[Path] = 
         import_server_log(run, path)
     if server_logs:
         run = open_run(run_dir)
-    targets = targets_of(run.path, run.manifest.get("scenario") or {}, named)
+    targets = targets_of(run.path, _scenario(run), named)
     found = levels_of(run, targets)
     if not found:
         raise ForeignRun(
@@ -100,41 +106,59 @@ def find(run_dir: Path, named: str | None = None, server_logs: Sequence[Path] = 
     return _answer(run, targets, found)
 
 
+def _scenario(run: Run) -> Figures:
+    told = run.manifest.get("scenario")
+    return told if isinstance(told, dict) else {}
+
+
 def levels_of(run: Run, targets: Targets | None) -> list[Level]:
     """The run's levels, the smallest first; those of which no turn was measured left out."""
     turns = run.turns[(run.turns["phase"] == "measured") & run.turns["level"].notna()]
     names = sorted(int(users) for users in turns["level"].unique())
     alpha = run.manifest.get("level_alpha")
-    alpha = float(alpha) if isinstance(alpha, int | float) else ALPHA / max(1, len(names))
+    alpha = float(alpha) if isinstance(alpha, float) and 0 < alpha < 1 else ALPHA / max(1, len(names))
+    missing = _codes(run, turns, (code for code in INCOMPLETE if code != "unfinished_run"))
     found = []
     for users in names:
         rows = turns[turns["level"] == users].sort_values("intended_wall_at", kind="stable")
-        counted = count(rows)
-        told = [reason.code for reason in checks.reasons(run, counted) if reason.severity == "invalid"]
-        distrust = tuple(code for code in told if code in GENERATORS_FAULT)
+        visits = _visits(run, users, rows)
         whole = _complete(rows)
         decision = decide(whole, targets, alpha) if targets else None
         well = targets is not None and promising(whole, targets)
-        found.append(Level(users, counted, decision, distrust, _visits(run, users, rows), well))
+        # Of each stay by itself: what happened between two of them was another level's.
+        stays = [rows[rows["intended_wall_at"].between(visit.begins_at, visit.ends_at)] for visit in visits]
+        strained = {code: None for stay in stays for code in _codes(run, stay, GENERATORS_FAULT)}
+        found.append(Level(users, count(rows), decision, tuple(strained), tuple(missing), visits, well))
     return found
 
 
+def _codes(run: Run, turns: pd.DataFrame, wanted: Iterable[str]) -> list[str]:
+    """The invalid reasons to distrust these turns, of those wanted."""
+    told = [reason.code for reason in checks.reasons(run, count(turns)) if reason.severity == "invalid"]
+    known = set(wanted)
+    return [code for code in told if code in known]
+
+
 def _visits(run: Run, users: int, turns: pd.DataFrame) -> tuple[gave_out.Window, ...]:
-    """When the level was measured: between what the manifest says of each stay, the first start and the last end."""
-    told = [(level.get("entered_wall_at"), level.get("left_wall_at") or math.inf)
-            for level in run.manifest.get("levels") or () if level.get("users") == users]  # fmt: skip
+    """When the level was measured: the stays that the manifest tells of, else from its first turn to its last."""
+    told = run.manifest.get("levels")
+    stays = [stay for stay in told if isinstance(stay, dict)] if isinstance(told, list) else []
     found = []
-    for begins, ends in told or [(-math.inf, math.inf)]:
-        rows = turns[turns["intended_wall_at"].between(begins, ends)]
-        if len(rows) and rows["ended_wall_at"].notna().any():
-            window = float(rows["intended_wall_at"].min()), float(rows["ended_wall_at"].max())
-            found.append(gave_out.Window(users, *window))
-    return tuple(found)
+    for stay in stays:
+        begins, ends = stay.get("measured_wall_at"), stay.get("measured_until_wall_at")
+        if stay.get("users") != users or not isinstance(begins, float):
+            continue
+        rows = turns[turns["intended_wall_at"].between(begins - CLOCKS_S, (ends or math.inf) + CLOCKS_S)]
+        if len(rows):
+            found.append(gave_out.Window(users, begins, ends or float(rows["intended_wall_at"].max())))
+    if found:
+        return tuple(found)
+    return (gave_out.Window(users, float(turns["intended_wall_at"].min()), float(turns["intended_wall_at"].max())),)
 
 
 def _complete(turns: pd.DataFrame) -> pd.DataFrame:
-    """Turns that began before the first that was cut: of later ones the slow are missing."""
-    cut_at = turns.loc[turns["outcome"] == "cut", "intended_wall_at"].min()
+    """Turns that began before the first that the run's end cut: of later ones the slow are missing."""
+    cut_at = turns.loc[turns["error_kind"] == "run_ended", "intended_wall_at"].min()
     return handled(turns if math.isnan(cut_at) else turns[turns["intended_wall_at"] < cut_at])
 
 
@@ -153,7 +177,7 @@ def _answer(run: Run, targets: Targets | None, found: list[Level]) -> Figures:
     worst = next((level for level in found if level.users == fail), None)
     turns = pd.concat([level.counted.measured for level in found])
     scraped = read_scraped(run.path)
-    wanted = _wanted(targets, largest)
+    wanted = _wanted(targets, next((level for level in found if level.users == largest), None), fail)
     reasons = [asdict(reason) for reason in checks.reasons(run, count(turns)) if reason.code not in OF_ONE_LEVEL]
     return {
         "run": run.id,
@@ -179,17 +203,26 @@ def _answer(run: Run, targets: Targets | None, found: list[Level]) -> Figures:
 OF_ONE_LEVEL = ("several_levels", "too_few", *GENERATORS_FAULT)
 
 
-def _wanted(targets: Targets | None, largest: int | None) -> Figures | None:
-    """How many the targets ask for (`concurrent_streams > 3`, a GPU), and whether so many pass."""
+def _wanted(targets: Targets | None, best: Level | None, fail: int | None) -> Figures | None:
+    """How many streams a GPU the targets ask for (`concurrent_streams > 3`), and whether so many pass.
+
+    A caller is a stream; a user who makes requests is one for as long as it is being answered. beaten: what was proven
+    to fail would have been enough, so that the target may yet be reached below it.
+    """
     asked = next((t for t in targets.targets if t.metric.name == "concurrent_streams"), None) if targets else None
     if asked is None or targets is None:
         return None
-    a_gpu = (largest or 0) / targets.gpus
+    streams = 0.0
+    if best is not None:
+        calls = len(conversations(best.counted).measured) > 0
+        streams = best.users if calls else stream_seconds(best.counted)[1] / (best.wall_s or math.inf)
+    a_gpu = streams / targets.gpus
     return {
         "target": asked.text,
         "a_gpu": a_gpu,
         "holds": asked.limit.holds(a_gpu),
         "stretch_holds": asked.stretch.holds(a_gpu) if asked.stretch else None,
+        "open": fail is None or asked.limit.holds((fail - 1) / targets.gpus),
     }
 
 
@@ -199,7 +232,7 @@ def _exit(bracket: Figures, targets: Targets | None, wanted: Figures | None) -> 
     if bracket["largest_pass"] is None:
         return 1 if bracket["smallest_fail"] is not None and not bracket["undecided"] else 2
     if wanted is not None and not wanted["holds"]:
-        return 1 if bracket["smallest_fail"] is not None else 2
+        return 2 if wanted["open"] else 1
     return 0
 
 
@@ -220,8 +253,11 @@ def _sentence(found: list[Level], bracket: Figures, targets: Targets | None) -> 
         ]
     if undecided:
         parts.append(f"; undecided: {', '.join(f'{users:,}' for users in undecided)}")
-    if gone := [level for level in found if level.decision and level.decision.gone]:
-        parts.append(f". At {_users(gone[-1].users)} the target was gone, and did not come back")
+    last = max(found, key=lambda level: level.visits[-1].ends_at)
+    if last.decision is not None and last.decision.gone:
+        parts.append(f". At {_users(last.users)} the target was gone, and did not come back")
+    if found[0].missing:
+        parts.append(f". Nothing is decided: the rows are not all there ({', '.join(found[0].missing)})")
     distrusted = [level for level in found if level.distrust]
     if distrusted:
         worst = distrusted[0]
@@ -302,7 +338,7 @@ def _knee(found: list[Level]) -> Figures | None:
 
 def _scaling(found: list[Level], run: Run) -> Figures | None:
     """The scaling law of throughput: of requests in a closed loop alone; a paced call's throughput is linear anyway."""
-    if (run.manifest.get("scenario") or {}).get("arrivals", "closed") != "closed":
+    if _scenario(run).get("arrivals", "closed") != "closed":
         return None
     points = []
     for level in found:

@@ -185,7 +185,7 @@ def _correlations(parts: pd.DataFrame, scraped: pd.DataFrame) -> list[str]:
         if len(beside) < CORRELATED_TURNS or beside["value"].nunique() < 2 or beside["took_s"].nunique() < 2:
             continue
         rho = float(scipy_stats.spearmanr(beside["took_s"], beside["value"]).statistic)
-        if abs(rho) >= 0.3:
+        if rho >= 0.3:
             found.append((rho, f"a turn's time goes with the queue for {name}: rank correlation {rho:+.2f}"))
     return [line for _, line in sorted(found, reverse=True)[:2]]
 

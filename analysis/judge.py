@@ -1,14 +1,15 @@
 """`python -m analysis.judge`: the master's adviser while a run goes on. The load path starts it as a child.
 
-`plan` says what a search will cost. `follow RUN` reads the run's logs as they grow and answers one line of JSON for
-each line of standard input: {"level": users} -> how the level stands. It ends with its standard input.
+`check` says whether targets fit a run's users, `plan`
+what a search will cost. `follow RUN` reads the run's logs as they grow and answers one line of JSON for each line of
+standard input: {"level": users} -> how the level stands. It ends with its standard input.
 """
 
 import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ from workers.samples.logs import ForeignLog, Growing
 
 # What is kept of a turn: what decides, and when it began.
 COLUMNS = (
-    *("worker", "session", "outcome", "error_kind", "phase", "barge_in", "yielded"),
+    *("worker", "session", "protocol", "outcome", "error_kind", "phase", "barge_in", "yielded"),
+    *("intended_at", "user_offset_at", "ended_at"),
     *("ttfc_s", "ttfa_s", "e2e_s", "rtf", "min_prebuffer_s", "floor_transfer_offset_s", "time_to_silence_s"),
 )
-NUMBERS = [name for name in COLUMNS if name.endswith("_s") or name == "rtf"]
+NUMBERS = [name for name in COLUMNS if name.endswith(("_s", "_at")) or name == "rtf"]
+TOLD = ["ok", "cut", "away", "spoken", "waited_s"]  # by verdicts.handled
 SILENT_S = 10.0
 Figures = dict[str, Any]
 
@@ -36,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         targets = read_targets(options.targets) if options.targets else None
+        if options.verb == "check":
+            assert targets is not None
+            _check_fit(targets, options)
+            return 0
         if options.verb == "plan":
             print(_plan(targets, options), flush=True)
             return 0
@@ -57,6 +64,7 @@ def _plan(targets: Targets | None, options: argparse.Namespace) -> str:
         known = "a quantile such as `ttfc p95 < 400 ms`, or `success > 99 %`"
         where = targets.source if targets else "none given; --targets FILE"
         raise TargetError(f"targets ({where}): a search needs one that turns can prove: {known}")
+    _check_fit(targets, options)
     left_out = [target.text for target in targets.targets if not shares_of(target, target.limit)]
     lines = [f"The search asks of every level, from {options.first} to {options.most} users:"]
     lines += [f"  {target.name} {target.show_limit(target.limit)}" for target in targets.targets
@@ -77,11 +85,27 @@ def _plan(targets: Targets | None, options: argparse.Namespace) -> str:
                 turns_a_minute=60 / options.turn_s,
                 warm_up_min=options.warm_up_s / 60,
             )
+            given_up_min = min(found.most_min, options.level_most_s / 60)
+            proof = f"{_min(found.proving_min)} min to prove it"
+            if found.flawless_min > options.level_most_s / 60:
+                proof = f"no proof within --level-most-s (it takes {_min(found.flawless_min)} min without a violation)"
             lines.append(
-                f"    if it lies near {users:,} users: about {_min(found.scouting_min)} min to find it, "
-                f"{_min(found.proving_min)} min to prove it; a level is given up after {_min(found.most_min)} min"
+                f"    if it lies near {users:,} users: about {_min(found.scouting_min)} min to find it, {proof}; "
+                f"a level is given up after {_min(given_up_min)} min"
             )
     return "\n".join(lines)
+
+
+def _check_fit(targets: Targets, options: argparse.Namespace) -> None:
+    """Refuse targets of what these users do not do. Raises TargetError."""
+    for target in targets.targets:
+        where = f"targets ({targets.source}): {target.text!r}"
+        if target.metric.of == "conversations" and "voice_agent" not in options.protocols:
+            raise TargetError(f"{where} is of conversations, and these users make requests")
+        if target.metric.of == "requests" and "http_tts" not in options.protocols:
+            raise TargetError(f"{where} is of requests, and these users make calls")
+        if target.metric.name == "time_to_silence" and not options.barge_in_share:
+            raise TargetError(f"{where} needs --barge-in-share above 0")
 
 
 def level_alpha(alpha: float, planned: int) -> float:
@@ -100,22 +124,25 @@ def _min(minutes: float) -> str:
 class Level:
     """A level's measured turns as far as they are known.
 
-    open: beginnings of those under way, on one wall clock. ended: those that ended, not yet all of whose elders have.
-    complete: the others, in the order of their beginnings, as `levels.decide` wants them.
+    open: worker and beginning of those under way, on one wall clock. ended: those that ended, not yet all of whose
+    elders have. complete: the others, in the order of their beginnings, as `levels.decide` wants them.
     """
 
-    open: dict[str, float] = field(default_factory=dict)
+    open: dict[str, tuple[str, float]] = field(default_factory=dict)
     ended: list[tuple[float, list[Any]]] = field(default_factory=list)
     complete: pd.DataFrame = field(default_factory=lambda: _frame([], {}))
     sessions: dict[tuple[Any, Any], int] = field(default_factory=dict)
     turns: int = 0
 
-    def settle(self, known_to: float) -> None:
+    def settle(self, known_to: float, lost: Collection[str]) -> None:
         """Take over the turns that began before any that is under way, and before what is known of every worker.
+
+        Turns of lost workers are under way no more: they will stand among the cut.
 
         Without this a look would see the quick turns first and the slow ones never, or one worker's before another's.
         """
-        until = min(min(self.open.values(), default=np.inf), known_to)
+        under_way = (at for worker, at in self.open.values() if worker not in lost)
+        until = min(min(under_way, default=np.inf), known_to)
         ripe = sorted((turn for turn in self.ended if turn[0] < until), key=lambda turn: turn[0])
         if ripe:
             self.ended = [turn for turn in self.ended if turn[0] >= until]
@@ -131,7 +158,7 @@ def _frame(turns: list[tuple[float, list[Any]]], sessions: dict[tuple[Any, Any],
     for name in ("barge_in", "yielded"):
         frame[name] = np.array([value is True for value in frame[name]], dtype=bool)
     frame[NUMBERS] = frame[NUMBERS].astype(np.float64)
-    return handled(frame)[[*NUMBERS, "intended_wall_at", "cluster", "barge_in", "yielded", "ok", "away"]]
+    return handled(frame)[[*NUMBERS, "intended_wall_at", "cluster", "barge_in", "yielded", *TOLD]]
 
 
 class Judge:
@@ -150,11 +177,13 @@ class Judge:
         """How the level stands now: turns ended, turns under way, and, with targets, what they prove."""
         self._read()
         level = self._levels[users]
-        found: Figures = {"level": users, "turns": level.turns, "unfinished": len(level.open)}
+        known_to, lost = self._all_known_to()
+        unfinished = sum(worker not in lost for worker, _ in level.open.values())
+        found: Figures = {"level": users, "turns": level.turns, "unfinished": unfinished, "gone": False}
         trouble = next(iter(self._foreign.values()), None)
         if self._targets is None or trouble:
             return found | {"outcome": "undecided", "done": bool(trouble), "promising": False, "reason": trouble or ""}
-        level.settle(self._all_known_to())
+        level.settle(known_to, lost)
         decision = levels.decide(level.complete, self._targets, self._alpha)
         return found | {
             "outcome": decision.outcome,
@@ -164,10 +193,11 @@ class Judge:
             "reason": decision.reason,
         }
 
-    def _all_known_to(self) -> float:
-        """Up to when every worker has told of itself; one that is silent for long is waited for no more."""
+    def _all_known_to(self) -> tuple[float, set[str]]:
+        """Up to when every worker has told of itself, and the workers that are silent for so long as to be lost."""
         latest = max(self._known_to.values(), default=np.inf)
-        return min((at for at in self._known_to.values() if at > latest - SILENT_S), default=np.inf)
+        lost = {worker for worker, at in self._known_to.items() if at <= latest - SILENT_S}
+        return min((at for worker, at in self._known_to.items() if worker not in lost), default=np.inf), lost
 
     def _read(self) -> None:
         for path in sorted(self._logs.glob("*.msgpack")):
@@ -193,10 +223,10 @@ class Judge:
             return
         level = self._levels[users]
         if table == "turn_starts":
-            level.open[row["request_id"]] = row["intended_at"] + self._offset(log)
-        elif (at := level.open.pop(row["request_id"], None)) is not None:
+            level.open[row["request_id"]] = (log.path.stem, row["intended_at"] + self._offset(log))
+        elif (begun := level.open.pop(row["request_id"], None)) is not None:
             level.turns += 1
-            level.ended.append((at, [row.get(name) for name in COLUMNS]))
+            level.ended.append((begun[1], [row.get(name) for name in COLUMNS]))
 
     def _offset(self, log: Growing) -> float:
         name = log.path.stem
@@ -217,7 +247,13 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--warm-up-s", type=float, default=0.0, help="of each level")
     plan.add_argument("--confidence", type=float, default=0.95, help="of the whole search")
     plan.add_argument("--turn-s", type=float, required=True, help="seconds from a user's turn to the next")
+    plan.add_argument("--level-most-s", type=float, default=1800.0, help="when a level is given up")
     plan.add_argument("--turn-from", default="a guess", help="where that comes from")
+    check = verbs.add_parser("check", help="whether targets fit the users of a run")
+    check.add_argument("--targets", required=True, help="file, or name of a source")
+    for verb in (plan, check):
+        verb.add_argument("--protocols", nargs="+", default=["http_tts", "voice_agent"], help="what the users speak")
+        verb.add_argument("--barge-in-share", type=float, default=1.0, help="of the users' turns")
     follow = verbs.add_parser("follow", help="judge the levels of a run as it goes on")
     follow.add_argument("run", type=Path)
     follow.add_argument("--targets", help="file, or name of a source")

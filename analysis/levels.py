@@ -18,7 +18,7 @@ from analysis.verdicts import Share, applicable, beyond, shares_of, values_of
 
 Outcome = Literal["pass", "fail", "undecided"]
 SCOUTED_TURNS = 30
-AWAY_SHARE = 0.02  # of turns that found nobody: more, and a level is not failed but undecided
+AWAY_SHARE = 0.02  # of turns that found nobody: more, and an undecided level says so
 GONE_TURNS = 20  # so many in a row, and the target is gone
 
 
@@ -48,9 +48,9 @@ class Tested:
         allowed = f"{self.share.allowed * 100:.4g} % allowed"
         match self.outcome:
             case "pass":
-                return f"{self.target.name}: {seen}, so at most {self.at_most * 100:.1f} % ({allowed})"
+                return f"{self.target.name}: {seen}, so at most {self.at_most * 100:.2f} % ({allowed})"
             case "fail":
-                return f"{self.target.name}: {seen}, so at least {self.at_least * 100:.1f} % ({allowed})"
+                return f"{self.target.name}: {seen}, so at least {self.at_least * 100:.2f} % ({allowed})"
             case _ if self.away > AWAY_SHARE * self.n:
                 return f"{self.target.name}: the target was not there for {self.away:,} of {self.n:,} turns"
             case _:
@@ -91,15 +91,13 @@ def decide(turns: pd.DataFrame, targets: Targets, alpha: float) -> Decision:
     """Look at a level's turns as planned, and stop at the first look that decides.
 
     turns: handled (verdicts.handled), in the order in which they began, complete: no turn that began before one of them
-    is still under way. So the same turns give the same decision, during the run and after it. A target that was
-    not there for some of them is not failed by them. alpha: the chance of
+    is still under way. So the same turns give the same decision, during the run and after it. alpha: the chance of
     calling a level passed that is not, and of calling one failed that is not; failing is spread over the proportions.
     """
-    wanted = proportions(targets)
+    wanted = [(target, share, rows) for target, share in proportions(targets) for rows in _kinds(target, turns)]
     tests = []
-    for target, share in wanted:
-        rows = applicable(target, turns)
-        test = _test(target, share, rows, alpha, alpha / len(wanted))
+    for target, share, rows in wanted:
+        test = _test(target, share, applicable(target, rows), alpha, alpha / len(wanted))
         if test is not None:
             tests.append(test)
     if any(test.outcome == "fail" for test in tests):
@@ -109,6 +107,14 @@ def decide(turns: pd.DataFrame, targets: Targets, alpha: float) -> Decision:
     gone = len(turns) >= GONE_TURNS and bool(turns["away"].iloc[-GONE_TURNS:].all())
     hopeless = gone or (len(tests) == len(wanted) and all(test.over or test.outcome == "pass" for test in tests))
     return Decision("undecided", tuple(tests), hopeless, gone)
+
+
+def _kinds(target: Target, turns: pd.DataFrame) -> list[pd.DataFrame]:
+    """Turns of each kind apart, where there are requests and conversations and the target speaks of both."""
+    spoken = turns["spoken"].to_numpy(bool)
+    if target.metric.of != "both" or spoken.all() or not spoken.any():
+        return [turns]
+    return [turns[~spoken], turns[spoken]]
 
 
 def _test(target: Target, share: Share, rows: pd.DataFrame, alpha: float, fail_alpha: float) -> Tested | None:
@@ -129,13 +135,11 @@ def _test(target: Target, share: Share, rows: pd.DataFrame, alpha: float, fail_a
         spend = looks.spend(number)
         effective, rate = n / effect, float(seen.mean())
         at_most = bound(rate * effective, effective, spend, "below")
-        at_least = bound(rate * effective, effective, spend * fail_alpha / alpha, "above")
+        # A target that was away for a while is not failed by that, but by how it served the others.
         away = int(nobody[:n].sum())
-        outcome: Outcome = "undecided"
-        if at_most < share.allowed:
-            outcome = "pass"
-        elif at_least > share.allowed and away <= AWAY_SHARE * n:  # a target that was away has no capacity then
-            outcome = "fail"
+        there, late = n - away, int((seen & ~nobody[:n]).sum())
+        at_least = bound(late / effect, there / effect, spend * fail_alpha / alpha, "above")
+        outcome: Outcome = "pass" if at_most < share.allowed else "fail" if at_least > share.allowed else "undecided"
         sessions, over = len(np.unique(clusters[:n])), n == looks.most
         found = Tested(target, share, outcome, n, int(seen.sum()), sessions, effect, at_most, at_least, over, away)
         if outcome != "undecided":
@@ -146,9 +150,10 @@ def _test(target: Target, share: Share, rows: pd.DataFrame, alpha: float, fail_a
 def promising(turns: pd.DataFrame, targets: Targets) -> bool:
     """Whether a level is worth going beyond: 30 turns, and no more of them outside a limit than it allows. No proof."""
     for target, share in proportions(targets):
-        bad = beyond(share.limit, values_of(target, applicable(target, turns)))
-        if len(bad) < SCOUTED_TURNS or bad.mean() > share.allowed:
-            return False
+        for rows in _kinds(target, turns):
+            bad = beyond(share.limit, values_of(target, applicable(target, rows)))
+            if len(bad) < SCOUTED_TURNS or bad.mean() > share.allowed:
+                return False
     return True
 
 
@@ -156,12 +161,13 @@ def promising(turns: pd.DataFrame, targets: Targets) -> bool:
 class Cost:
     """What a search costs if the answer lies near `users`: minutes of finding it, and of proving it without violations.
 
-    most_min: what one level may take until it is left undecided.
+    flawless_min: what one level takes to be proven without violations; most_min: until it is left undecided.
     """
 
     users: int
     scouting_min: float
     proving_min: float
+    flawless_min: float
     most_min: float
 
 
@@ -180,5 +186,5 @@ def cost(
         proofs = [n for k, n in enumerate(looks.at) if n >= turns_for_proof(share.allowed, looks.spend(k), effect)]
         flawless, most = max(flawless, proofs[0]), max(most, looks.most)
     levels = 1 + math.ceil(math.log2(max(1.0, min(1 / step, users / 2))))
-    proving = levels * (flawless / (turns_a_minute * users) + warm_up_min)
-    return Cost(users, scouting, proving, most / (turns_a_minute * users))
+    flawless_min = flawless / (turns_a_minute * users)
+    return Cost(users, scouting, levels * (flawless_min + warm_up_min), flawless_min, most / (turns_a_minute * users))

@@ -96,7 +96,8 @@ def report(run_dir: Path, server_logs: Sequence[Path] = (), targets: str | None 
         import_server_log(run, path)
     if server_logs:
         run = replace(run, server=read_table(run.path, "server"))
-    return summarise_run(run, targets_of(run.path, run.manifest.get("scenario") or {}, targets))
+    scenario = run.manifest.get("scenario")
+    return summarise_run(run, targets_of(run.path, scenario if isinstance(scenario, dict) else {}, targets))
 
 
 def write(figures: dict[str, Any], directory: Path) -> list[Path]:

@@ -229,14 +229,23 @@ def parse_target(line: str) -> Target:
     stretch = _limit(line, metric, found["stretch"]) if found["stretch"] else None
     if stretch is not None and (stretch.low is None, stretch.high is None) != (limit.low is None, limit.high is None):
         raise TargetError(f"{line!r}: the stretch goal must point the same way as the target")
+    if metric.unit == "share" and (limit.low is None or limit.high is not None or not 0 < limit.low < 1):
+        raise TargetError(f"{line!r}: say what share must be exceeded, such as `{metric.name} > 99 %`")
+    if stretch is not None and not _harder(stretch, limit):
+        raise TargetError(f"{line!r}: the stretch goal must be harder to reach than the target")
     return Target(line.strip(), metric, figure, limit, stretch)
+
+
+def _harder(stretch: Limit, limit: Limit) -> bool:
+    low = stretch.low is None or limit.low is None or stretch.low >= limit.low
+    return low and (stretch.high is None or limit.high is None or stretch.high <= limit.high)
 
 
 def _is_figure_of(metric: Metric, figure: str) -> bool:
     if metric.column is None:
         return figure in metric.figures
     quantile = re.fullmatch(r"p(\d{1,2}(?:\.\d+)?)", figure)
-    return figure == "mean" or (quantile is not None and 0 < float(quantile[1]) < 100)
+    return figure == "mean" or (quantile is not None and 0.01 <= float(quantile[1]) <= 99.99)
 
 
 def _limit(line: str, metric: Metric, text: str) -> Limit:

@@ -21,6 +21,9 @@ from workers.samples.schema import ANSWERS, CENSORED
 
 Status = Literal["hold", "miss", "cannot_tell"]
 CONFIDENCE = 0.95
+MOST_FAILED = 0.05  # of the turns: with more of them failed, a mean of the others is not judged
+
+SEVERAL = "several_levels"  # their turns together are of no load at all
 
 # Failures of a target that is not there. A target that is there and overloaded fails otherwise.
 AWAY = ("connection_refused", "dns_failure", "unreachable")
@@ -54,29 +57,49 @@ class Verdict:
 
 
 def handled(turns: pd.DataFrame) -> pd.DataFrame:
-    """The measured turns that we did not cut, with `ok` (answered, rightly) and `away` (nobody was there to answer)."""
-    kept = turns[(turns["phase"] == "measured") & (turns["outcome"] != CENSORED)]
-    ok = kept["outcome"].isin(ANSWERS) & kept["error_kind"].isna()
-    return kept.assign(ok=ok, away=kept["error_kind"].isin(AWAY))
+    """The measured turns, with what a verdict needs to know of each.
+
+    ok: answered, rightly. cut: we ended it: neither success nor failure. away: nobody was there to answer.
+    spoken: of a conversation. waited_s: from where its latency counts to its end.
+    """
+    kept = turns[turns["phase"] == "measured"]
+    spoken = kept["protocol"].isin(CONVERSATIONS)
+    begins = kept["intended_at"].astype(float)
+    if "user_offset_at" in kept:
+        begins = begins.where(~spoken, kept["user_offset_at"].astype(float))
+    return kept.assign(
+        ok=kept["outcome"].isin(ANSWERS) & kept["error_kind"].isna(),
+        cut=kept["outcome"] == CENSORED,
+        away=kept["error_kind"].isin(AWAY),
+        spoken=spoken,
+        waited_s=kept["ended_at"].astype(float) - begins,
+    )
+
+
+# Figures of an answer's beginning: a turn that was cut later has them all the same.
+_OF_THE_BEGINNING = ("ttfc", "ttfa", "floor_transfer_offset")
 
 
 def applicable(target: Target, turns: pd.DataFrame) -> pd.DataFrame:
     """Of handled turns those that the target speaks of: failed ones, and those that have the figure.
 
-    A negative duration is no figure (a floor transfer offset is signed, and may be negative).
+    A turn that we cut counts where it has the figure, or had waited beyond the limit without it; else it tells nothing.
+    A negative duration of a request is no figure. An answer may begin before the user has ended.
     """
-    column = target.metric.column
-    if column is None:
-        return turns
-    if column not in turns:  # a figure of conversations, in a run without any
+    metric, of = target.metric, target.metric.of
+    if of != "both":
+        turns = turns[turns["spoken"] == (of == "conversations")]
+    if metric.column is None:
+        return turns[~turns["cut"]]
+    if metric.column not in turns:  # a figure of conversations, in a run without any
         return turns.iloc[:0]
-    values = turns[column]
-    told = values.notna() & np.isfinite(values.astype(float))
-    if target.metric.name != "floor_transfer_offset":
-        told &= values >= 0
-    if target.metric.name == "time_to_silence":  # an agent that talks on has none, and that is its fault
-        return turns[turns["barge_in"].astype(bool) & (told | ~turns["yielded"].astype(bool))]
-    return turns[told | ~turns["ok"]]
+    values = turns[metric.column].astype(float)
+    told = values.notna() & np.isfinite(values) & ((values >= 0) | turns["spoken"])
+    if metric.name == "time_to_silence":  # an agent that talks on has none, and that is its fault
+        return turns[turns["barge_in"].astype(bool) & ~turns["cut"] & (told | ~turns["yielded"].astype(bool))]
+    late = turns["cut"] & ~told & (turns["waited_s"] >= (math.inf if target.limit.high is None else target.limit.high))
+    begun = told & (~turns["cut"] | (metric.name in _OF_THE_BEGINNING))
+    return turns[begun | late | ~(turns["ok"] | turns["cut"])]
 
 
 def values_of(target: Target, turns: pd.DataFrame) -> NDArray[np.float64]:
@@ -84,8 +107,11 @@ def values_of(target: Target, turns: pd.DataFrame) -> NDArray[np.float64]:
     worst = -math.inf if target.limit.high is None else math.inf
     if target.metric.column is None:
         return np.where(turns["ok"].to_numpy(bool), 1.0, 0.0)
+    if target.metric.column not in turns:
+        return np.full(len(turns), worst)
     values = turns[target.metric.column].to_numpy(dtype=np.float64, na_value=math.nan)
-    return np.where(turns["ok"].to_numpy(bool) & ~np.isnan(values), values, worst)
+    told = (turns["ok"] | turns["cut"]).to_numpy(bool) & ~np.isnan(values)
+    return np.where(told, values, worst)
 
 
 def beyond(limit: Limit, values: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -166,7 +192,7 @@ def exit_code(verdicts: Iterable[Verdict]) -> int:
 
 
 def _parts(targets: Iterable[Target], turns: pd.DataFrame) -> Iterator[tuple[Target, str, pd.DataFrame]]:
-    spoken = turns["protocol"].isin(CONVERSATIONS)
+    spoken = turns["spoken"]
     kinds: dict[Spoken, pd.DataFrame] = {"requests": turns[~spoken], "conversations": turns[spoken]}
     both = all(len(rows) for rows in kinds.values())
     for target in targets:
@@ -194,18 +220,19 @@ def _of_turns(target: Target, of: str, turns: pd.DataFrame) -> Verdict:
     values = values_of(target, rows)
     if target.figure == "mean":
         return _mean(target, of, rows, values, sessions)
-    if target.metric.name == "success":
-        value = float(values.mean())
-    else:
-        q = target.quantile
-        assert q is not None
-        needed = turns_needed(q)
-        value = quantile_with_failures(values, q)
-        if len(values) < needed and not _surely(target, values):
-            why = f"n={len(values)} < {needed}: too few turns for a {target.figure}"
-            return Verdict(target, of, "cannot_tell", None, len(values), sessions, _cannot(target), why=why)
+    q = target.quantile or target.limit.low or 0.0  # of success: the share that must be answered
+    value = float(values.mean()) if target.quantile is None else quantile_with_failures(values, q)
+    if len(values) < (needed := turns_needed(q)) and not _surely(target, values):
+        why = f"n={len(values)} < {needed}: too few turns for {target.name}"
+        return Verdict(target, of, "cannot_tell", None, len(values), sessions, _cannot(target), why=why)
     share, at_most, proven = _proof(target, rows, values)
     status, stretch = _held(target.limit, value), _stretched(target, value)
+    untold = len(turns[turns["cut"] & ~turns.index.isin(rows.index)]) / len(turns)
+    if status == "hold" and untold > min(share.allowed for share in shares_of(target, target.limit)):
+        why = f"{untold:.1%} of the turns were cut, more than the target allows to violate it: they may have been slow"
+        return Verdict(
+            target, of, "cannot_tell", value, len(values), sessions, _cannot(target), share, at_most, why=why
+        )
     return Verdict(target, of, status, value, len(values), sessions, stretch, share, at_most, proven)
 
 
@@ -232,6 +259,10 @@ def _mean(target: Target, of: str, rows: pd.DataFrame, values: NDArray[np.float6
     failed = len(values) - len(answered)
     value = float(answered.mean())
     why = f"a mean of answers only: {failed:,} failed turns are not in it" if failed else ""
+    if len(answered) < (needed := turns_needed(0.5)):
+        why = f"n={len(answered)} < {needed}: too few turns for a mean"
+    if failed > MOST_FAILED * len(values) or len(answered) < needed:
+        return Verdict(target, of, "cannot_tell", value, len(answered), sessions, _cannot(target), why=why)
     return Verdict(
         target, of, _held(target.limit, value), value, len(answered), sessions, _stretched(target, value), why=why
     )
@@ -261,7 +292,7 @@ def _streams(target: Target, counted: Counted, gpus: int) -> Verdict:
     wall, answered = wall_s(counted), counted.answered
     if not wall or answered.empty:
         return _of_run(target, None, "no turn was answered")
-    asked_s, kept_up_s = _stream_seconds(counted)
+    asked_s, kept_up_s = stream_seconds(counted)
     streams, asked = kept_up_s / wall / gpus, asked_s / wall / gpus
     if not target.limit.holds(streams) and not target.limit.holds(asked):
         why = f"{asked:.3g} at a time were asked for; locustfiles/shapes/capacity.py finds out how many there can be"
@@ -269,20 +300,20 @@ def _streams(target: Target, counted: Counted, gpus: int) -> Verdict:
     return _of_run(target, streams, "")
 
 
-def _stream_seconds(counted: Counted) -> tuple[float, float]:
-    """Seconds that streams were asked for, and seconds of those that kept up. A call is one for as long as it lasts."""
+def stream_seconds(counted: Counted) -> tuple[float, float]:
+    """Seconds that streams were asked for, and seconds of those that kept up.
+
+    A call is a stream for as long as it lasts, and keeps up for the share of its turns that were answered.
+    """
     spoken = counted.measured["protocol"].isin(CONVERSATIONS)
-    calls = (
-        counted.measured[spoken]
-        .groupby("cluster")
-        .agg(begun=("intended_wall_at", "min"), over=("ended_wall_at", "max"))
-    )
-    calls_s = float((calls["over"] - calls["begun"]).clip(lower=0.0).sum())
+    calls = handled(counted.measured[spoken]).groupby("cluster")
+    lasted_s = (calls["ended_wall_at"].max() - calls["intended_wall_at"].min()).clip(lower=0.0)
+    calls_s, live_s = float(lasted_s.sum()), float((lasted_s * calls["ok"].mean()).sum())
     handled_turns = counted.measured[~spoken & (counted.measured["outcome"] != CENSORED)]
     asked_s = float((handled_turns["ended_at"] - handled_turns["intended_at"]).clip(lower=0.0).sum())
     quick = counted.answered[~counted.answered["protocol"].isin(CONVERSATIONS) & (counted.answered["rtf"] < 1)]
     kept_up_s = float((quick["ended_at"] - quick["sent_at"]).clip(lower=0.0).sum())
-    return calls_s + asked_s, calls_s + kept_up_s
+    return calls_s + asked_s, live_s + kept_up_s
 
 
 def _doubted(verdict: Verdict, distrust: Sequence[str]) -> Verdict:
@@ -328,6 +359,9 @@ def goodput(targets: Targets, counted: Counted) -> Goodput | None:
     by_figure = sorted(targets.targets, key=lambda target: target.quantile or 0.0)
     limits = {target.metric.name: target for target in by_figure if target.metric.column is not None}.values()
     if turns.empty or not limits:
+        return None
+    turns = turns[~turns["cut"]]
+    if turns.empty:
         return None
     bad = ~turns["ok"].to_numpy(bool)
     for target, _, rows in _parts(limits, turns):
@@ -384,4 +418,4 @@ def _as_data(verdict: Verdict, all_of_them: Sequence[Verdict]) -> dict[str, Any]
 def doubts(reasons: Iterable[tuple[str, str]]) -> list[str]:
     """Of a run's reasons to distrust it (severity, code), those that let no target be judged."""
     grave = (*GENERATORS_FAULT, *INCOMPLETE)
-    return [code for severity, code in reasons if severity == "invalid" and code in grave]
+    return [code for severity, code in reasons if (severity == "invalid" and code in grave) or code == SEVERAL]

@@ -83,6 +83,30 @@ def test_workers_with_clocks_of_their_own_are_put_in_order(tmp_path: Path) -> No
     assert bad == n / 2, "the looks hold as many slow as quick ones"
 
 
+def test_a_worker_that_died_is_waited_for_no_more(tmp_path: Path) -> None:
+    """Its last turn never ends, and it tells of no second any more; the other one goes on for half a minute."""
+    rows = at_level(4, 400, ttfc_s=0.1)
+    seconds = b"".join(packed("workers", run_maker.second(MONOTONIC_AT + 60 + at)) for at in range(2))
+    path = written(tmp_path, rows)
+    path.write_bytes(path.read_bytes() + seconds)
+    dead = at_level(4, 1, worker="w1", intended_at=MONOTONIC_AT + 10.5)
+    began = packed("turn_starts", start_of(dead[0]))
+    last = packed("workers", run_maker.second(MONOTONIC_AT + 12, worker="w1"))
+    (tmp_path / "log" / "w1.msgpack").write_bytes(packed_header(facts("w1")) + began + last)
+    found = Judge(tmp_path, P95, 0.01).answer(4)
+    assert (found["unfinished"], found["outcome"]) == (0, "pass")
+
+
+def test_what_a_slow_relay_has_not_brought_yet_is_waited_for(tmp_path: Path) -> None:
+    """w1's rows are known up to 12 s only: turns that began later are not looked at, though w0's are all here."""
+    path = written(tmp_path, at_level(4, 400, ttfc_s=0.1))
+    path.write_bytes(path.read_bytes() + packed("workers", run_maker.second(MONOTONIC_AT + 20)))
+    other = packed_header(facts("w1")) + packed("workers", run_maker.second(MONOTONIC_AT + 12, worker="w1"))
+    (tmp_path / "log" / "w1.msgpack").write_bytes(other)
+    found = Judge(tmp_path, P95, 0.01).answer(4)
+    assert (found["turns"], found["outcome"], found["promising"]) == (400, "undecided", False)
+
+
 def test_bytes_that_are_no_rows_end_the_judging(tmp_path: Path) -> None:
     path = written(tmp_path, at_level(4, 400))
     path.write_bytes(path.read_bytes() + b"\xc1\xc1garbage")

@@ -25,6 +25,9 @@ def level(ttfc_s: list[float], sessions: int = 40, failed: int = 0, away: int = 
             "ttfc_s": ttfc_s,
             "ok": [at >= failed for at in range(n)],
             "away": [at < away for at in range(n)],
+            "cut": False,
+            "spoken": False,
+            "waited_s": ttfc_s,
             "cluster": [at % sessions for at in range(n)],
             "intended_wall_at": np.arange(n, dtype=float),
         }
@@ -150,6 +153,30 @@ def test_a_target_that_was_away_for_a_while_is_not_failed_for_it() -> None:
     found = decide(level([0.1] * 40, failed=12, away=12), P95, ALPHA)
     assert (found.outcome, found.done, found.gone) == ("undecided", False, False)
     assert "the target was not there for 12 of" in found.reason
+
+
+def test_a_target_that_refuses_a_few_when_full_fails_by_how_it_serves_the_others() -> None:
+    rows = level([0.9 if at % 2 else 0.1 for at in range(400)])
+    rows.loc[rows.index % 20 == 0, ["ok", "away"]] = [False, True]
+    assert decide(rows, P95, ALPHA).outcome == "fail"
+
+
+def test_a_figure_that_these_turns_do_not_have_fails_no_level() -> None:
+    """Calls that failed have no RTF, and failed requests no floor transfer offset: a target of that says nothing."""
+    rows = level([0.1] * 400, failed=100).assign(rtf=0.2, floor_transfer_offset_s=float("nan"))
+    of_calls = Targets("test", (parse_target("floor_transfer_offset p95 < 800 ms"),))
+    assert decide(rows, of_calls, ALPHA).outcome == "undecided"
+    of_requests = Targets("test", (parse_target("rtf p95 < 0.5"),))
+    assert decide(rows.assign(spoken=True), of_requests, ALPHA).outcome == "undecided"
+
+
+def test_turns_that_hang_until_they_are_cut_are_violations() -> None:
+    """40 % waited 20 s without a first chunk when we cut them; those cut at once tell nothing."""
+    rows = level([0.1] * 300)
+    rows.loc[rows.index % 5 < 2, ["ok", "cut", "ttfc_s", "waited_s"]] = [False, True, float("nan"), 20.0]
+    assert decide(rows, P95, ALPHA).outcome == "fail"
+    rows.loc[rows["cut"], "waited_s"] = 0.2
+    assert decide(rows.iloc[:300], P95, ALPHA).outcome != "fail"
 
 
 def test_a_target_that_does_not_come_back_is_gone() -> None:

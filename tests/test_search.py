@@ -75,3 +75,12 @@ def test_an_undecided_level_is_no_pass() -> None:
 
 def test_the_only_level_is_proven() -> None:
     assert Search(8, 8).next() == (8, True)
+
+
+@pytest.mark.parametrize("most", [16, 64, 256])
+def test_a_search_whose_proofs_all_fail_judges_no_more_levels_than_its_alpha_is_spread_over(most: int) -> None:
+    search = Search(1, most)
+    while (level := search.next()) is not None:
+        users, prove = level
+        search.told[users] = "fail" if prove else "promising"
+    assert len(search.told) <= search.planned

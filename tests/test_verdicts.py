@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def judged(tmp_path: Path, rows: list[dict[str, Any]], *lines: str, gpus: int = 1, **given: Any) -> dict[str, Any]:
     """The verdicts on a run of these turns, by the target's line; `exit` and `goodput` beside them."""
     seconds = given.pop("seconds", None)
+    tmp_path.mkdir(exist_ok=True)
     path = tmp_path / "targets.yaml"
     path.write_text("targets:\n" + "".join(f"  - {line}\n" for line in lines) + f"gpus: {gpus}\n")
     run = make_run(tmp_path, log_of(rows, seconds=clean_seconds() if seconds is None else seconds), **given)
@@ -189,6 +190,73 @@ def test_an_all_failed_run_misses(tmp_path: Path) -> None:
     found = judged(tmp_path, rows, "ttfc p95 < 400 ms", "ttfc mean < 400 ms", "success > 99 %")
     kinds = statuses(found, "ttfc p95 < 400 ms", "ttfc mean < 400 ms", "success > 99 %")
     assert kinds == ["miss", "cannot_tell", "miss"]
+
+
+def cut(at: int, waited_s: float, **given: Any) -> dict[str, Any]:
+    """A turn that we ended after it had waited for so long without a first chunk."""
+    start = MONOTONIC_AT + 20.0 + at
+    return run_maker.turn(
+        session=f"cut{at}", outcome="cut", error_kind="run_ended", intended_at=start, ended_at=start + waited_s, **given
+    )
+
+
+def test_a_server_that_hangs_until_the_run_ends_passes_no_gate(tmp_path: Path) -> None:
+    rows = run_maker.turns(120, ttfc_s=0.1) + [cut(at, 20.0) for at in range(80)]
+    found = judged(tmp_path, rows, "ttfc p95 < 400 ms", "success > 90 %")
+    assert found["ttfc p95 < 400 ms"]["status"] == "miss"
+    assert found["success > 90 %"]["status"] == "cannot_tell", "nobody knows whether they would have been answered"
+    assert "cut" in found["success > 90 %"]["why"]
+    assert found["exit"] == 1
+
+
+def test_turns_cut_at_once_tell_nothing(tmp_path: Path) -> None:
+    few = judged(
+        tmp_path / "few", run_maker.turns(400, ttfc_s=0.1) + [cut(at, 0.05) for at in range(4)], "ttfc p95 < 400 ms"
+    )
+    many = judged(
+        tmp_path / "many", run_maker.turns(300, ttfc_s=0.1) + [cut(at, 0.05) for at in range(60)], "ttfc p95 < 400 ms"
+    )
+    assert (few["exit"], many["exit"]) == (0, 2)
+
+
+def test_one_turn_and_the_survivors_of_many_failures_are_no_mean(tmp_path: Path) -> None:
+    lines = ("ttfc mean < 400 ms", "rtf mean < 0.5", "success > 99 %")
+    one = judged(tmp_path / "one", [run_maker.turn()], *lines)
+    assert statuses(one, *lines) == ["cannot_tell"] * 3
+    rows = run_maker.turns(20, ttfc_s=0.1) + run_maker.turns(
+        480,
+        outcome="timed_out",
+        error_kind="timed_out",
+        error="no",
+        request_id=lambda at: f"failed{at}",
+        turn=lambda at: 99,
+    )
+    assert judged(tmp_path / "many", rows, "ttfc mean < 400 ms")["ttfc mean < 400 ms"]["status"] == "cannot_tell"
+
+
+def test_answers_that_begin_early_count_with_their_sign(tmp_path: Path) -> None:
+    """9 of 10 begin 0.3 s before the user ends."""
+    rows = run_maker.calls(25, 12, floor_s=lambda at: 0.9 if at % 10 == 0 else -0.3)
+    for row in rows:
+        row["ttfa_s"] = row["floor_transfer_offset_s"]
+    found = judged(tmp_path, rows, "ttfa p50 < 800 ms")["ttfa p50 < 800 ms"]
+    assert (found["status"], found["n"]) == ("hold", 300)
+    assert found["value"] == pytest.approx(-0.3)
+
+
+def test_a_call_that_nobody_answers_is_no_stream_that_keeps_up(tmp_path: Path) -> None:
+    rows = run_maker.calls(8, 12)
+    for row in rows[1:]:
+        row.update(outcome="timed_out", error_kind="no_answer_in_time", error="15 s", floor_transfer_offset_s=None)
+    line = "concurrent_streams > 3"
+    assert judged(tmp_path, rows, line)[line]["status"] == "miss"
+
+
+def test_levels_are_not_judged_together(tmp_path: Path) -> None:
+    rows = run_maker.turns(200, ttfc_s=0.1, level=lambda at: 2 if at < 100 else 4)
+    found = judged(tmp_path, rows, "ttfc p95 < 400 ms")
+    assert found["exit"] == 2
+    assert "several_levels" in found["ttfc p95 < 400 ms"]["why"]
 
 
 def run_report(run: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -6,6 +6,7 @@ The load path imports no analysis; a child that thinks for a second does not kee
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,18 @@ class AdviserGone(Exception):
     """The child ended or fell silent; the text is one line that says what it said last."""
 
 
+def check(targets: str, protocols: Iterable[str], barge_in_share: float) -> None:
+    """Raises ValueError with one line where there are no such targets, or they do not fit users of these protocols."""
+    _asked("check", "--targets", targets, "--barge-in-share", str(barge_in_share), "--protocols", *protocols)
+
+
 def plan(*options: str) -> str:
     """What a search with these options costs. Raises ValueError with one line where it cannot be searched with."""
-    made = subprocess.run([*_JUDGE, "plan", *options], capture_output=True, text=True, check=False)
+    return _asked("plan", *options)
+
+
+def _asked(*words: str) -> str:
+    made = subprocess.run([*_JUDGE, *words], capture_output=True, text=True, check=False)
     if made.returncode:
         raise ValueError(made.stderr.strip().rpartition("\n")[2] or f"analysis.judge ended with {made.returncode}")
     return made.stdout.rstrip()

@@ -40,12 +40,14 @@ def say_cost(scenario: Scenario, protocols: Collection[Protocol]) -> None:
         "--planned": search.planned,
         "--confidence": scenario.capacity_confidence,
         "--warm-up-s": scenario.level_warm_up_s,
+        "--level-most-s": scenario.level_most_s,
+        "--barge-in-share": scenario.barge_in_share,
         "--turn-s": turn_s,
         "--turn-from": whence,
         **({"--targets": scenario.targets} if scenario.targets else {}),
     }
     try:
-        told = adviser.plan(*(str(word) for pair in options.items() for word in pair))
+        told = adviser.plan(*(str(word) for pair in options.items() for word in pair), "--protocols", *protocols)
     except ValueError as error:
         raise ScenarioError(str(error)) from None
     print(told, flush=True)

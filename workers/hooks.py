@@ -21,7 +21,7 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, WorkerRunner
 
-from workers import manifest, targets
+from workers import adviser, manifest, targets
 from workers.audio.clips import ClipError
 from workers.clients.http_connection import BadTarget
 from workers.collector import Collector
@@ -141,12 +141,23 @@ def _check_options(environment: Environment) -> None:
     try:
         scenario = resolve(options, targets.protocols(environment.user_classes))
         if options.headless or options.autostart or environment.host:
-            targets.check(environment, scenario)
+            _check(environment, scenario)
         as_clients(options, scenario)
     except (ScenarioError, BadTarget, ClipError) as error:
         print(f"cicada: {error}", file=sys.stderr, flush=True)
         _dismiss_forked_workers(environment)
         sys.exit(EXIT_ASKED_WRONG)
+
+
+def _check(environment: Environment, scenario: Scenario) -> dict[str, str]:
+    """Hosts by protocol, once what was asked for can be run and judged. Raises ScenarioError, BadTarget, ClipError."""
+    hosts = targets.check(environment, scenario)
+    if scenario.targets is not None:
+        try:
+            adviser.check(scenario.targets, hosts, scenario.barge_in_share)
+        except ValueError as error:
+            raise ScenarioError(str(error)) from None
+    return hosts
 
 
 def _dismiss_forked_workers(environment: Environment) -> None:
@@ -190,7 +201,7 @@ def _begin_run(environment: Environment) -> dict[str, Any]:
     options: Any = environment.parsed_options
     runner: Any = environment.runner
     scenario = scenario_of(environment)
-    hosts = targets.check(environment, scenario)
+    hosts = _check(environment, scenario)
     shape: Any = environment.shape_class
     if hasattr(shape, "check"):
         shape.check(scenario, list(hosts))
@@ -403,7 +414,8 @@ def _on_test_stop(environment: Environment, **_: Any) -> None:
     turns = sum(facts["turns"] or 0 for facts in collector.workers.values())
     lost = "not all of it went well, see above" if missing or collector.trouble else "nothing lost"
     _log.info("run %s: %d turns of %d workers, %s", collector.run, turns, len(collector.workers), lost)
-    _log.info("read it with: python -m analysis.report %s", collector.run_dir)
+    verb = "capacity" if collector.manifest.get("levels") else "report"
+    _log.info("read it with: python -m analysis.%s %s", verb, collector.run_dir)
 
 
 def _say_if_nothing_came(environment: Environment, collector: Collector) -> None:

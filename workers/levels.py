@@ -83,7 +83,7 @@ class LevelShape(LoadTestShape):
         environment = self.runner.environment
         if self._visit is None:
             self._scenario = hooks.scenario_of(environment)
-            self._visit = Visit(*self.begin(self._scenario))
+            self._visit = Visit(*self.begin(self._scenario), since=time.monotonic())
             return self._users(self._visit.users)
         collector = hooks.collector()
         if collector is None:  # the run has not begun yet; one that cannot begin is ended by hooks
@@ -104,13 +104,21 @@ class LevelShape(LoadTestShape):
         return Adviser(collector.run_dir, "--targets", collector.targets, "--alpha", repr(alpha))
 
     def _users(self, users: int) -> Tick:
+        return users, self._rate(users)
+
+    def _rate(self, users: int) -> float:
+        """Users a second: a --spawn-rate above 1 (Locust's default), else as many as climb in five seconds."""
         asked = self.runner.environment.parsed_options.spawn_rate
-        return users, float(asked) if asked and asked > 1 else max(1.0, users / CLIMB_S)
+        return float(asked) if asked and asked > 1 else max(1.0, users / CLIMB_S)
 
     def _go_on(self, visit: Visit, collector: Collector) -> Tick:
         """One second further. The load changes only between two visits."""
         now = time.monotonic()
         match visit.stage:
+            case "climbing" if now - visit.since > visit.users / self._rate(visit.users) + BEGIN_S:
+                there = self.runner.user_count
+                hooks.stop_for(self.runner.environment, f"only {there} of {visit.users} users are there: do they stop?")
+                return None
             case "climbing" if self.runner.user_count == visit.users:
                 collector.enter_level(visit.users)
                 self._turn_to(visit, "warming", now)
@@ -122,6 +130,7 @@ class LevelShape(LoadTestShape):
                 answer = self._ask(visit.users)
                 if self.enough(visit, answer, now - visit.since):
                     self._measured(visit.users, False)
+                    collector.level_is(measured_until_wall_at=time.time())
                     self._turn_to(visit, "settling", now)
             case "settling":
                 answer = self._ask(visit.users)
@@ -138,7 +147,7 @@ class LevelShape(LoadTestShape):
         found = self.after(visit, answer)
         if found is None:
             return None
-        self._visit = Visit(*found)
+        self._visit = Visit(*found, since=time.monotonic())
         self._measured(found[0], False)
         return self._users(found[0])
 

@@ -40,7 +40,7 @@ class Search:
 
     @property
     def planned(self) -> int:
-        """How many levels may be judged at most: the doublings, the bisections, and the proof of the largest."""
+        """How many levels may be judged: doublings, bisections, and two more. The search ends where these are spent."""
         return math.ceil(math.log2(max(1.0, self.most / self.first))) + 2 + math.ceil(math.log2(1 / self.step))
 
     @property
@@ -49,6 +49,11 @@ class Search:
 
     def next(self) -> tuple[int, bool] | None:
         """The next level, and whether it is to be proven; None when the search is over."""
+        found = self._next()
+        spent = len(self.told) >= self.planned and found is not None and found[0] not in self.told
+        return None if spent else found
+
+    def _next(self) -> tuple[int, bool] | None:
         if not self.told:
             return self.first, self.first == self.most
         beyond = self._beyond

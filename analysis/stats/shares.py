@@ -75,7 +75,7 @@ def turns_for_proof(allowed: float, alpha: float, effect: float = 1.0) -> int:
 class Looks:
     """When a level is looked at, and how much of its alpha each look may spend.
 
-    Looks double from 10 turns up to `most`, whichever come; what a look may spend is the growth of Lan and DeMets'
+    Looks double from between 10 and 20 turns up to `most`; what a look may spend is the growth of Lan and DeMets'
     spending function of Pocock's type, alpha ln(1 + (e - 1) t), since the look before; t = turns / most. Errors of all
     looks add up to no more than alpha (a union bound: no assumption about how looks depend on each other).
     Source: Lan & DeMets 1983, Biometrika 70.
@@ -104,6 +104,7 @@ def looks_for(allowed: float, alpha: float, effect: float = ASSUMED_DESIGN_EFFEC
 
     patience: how many times the turns of a flawless proof one is ready to wait for.
     """
-    looks = Looks(alpha, math.ceil(patience * turns_for_proof(allowed, alpha, effect)))
+    fewest = FIRST_LOOK * math.ceil(patience)  # where nearly all may violate, a few turns would prove it
+    looks = Looks(alpha, max(fewest, math.ceil(patience * turns_for_proof(allowed, alpha, effect))))
     flawless = turns_for_proof(allowed, looks.spend(len(looks.at) - 1 - round(math.log2(patience))), effect)
-    return Looks(alpha, math.ceil(patience * flawless))
+    return Looks(alpha, max(fewest, math.ceil(patience * flawless)))
