@@ -1,4 +1,4 @@
-"""Users climb evenly from 1 to --users over --run-time; with any locustfile. The report tells latency by load."""
+"""Users climb evenly from 1 to --users over --run-time; with any locustfile. Reports of calls tell latency by load."""
 
 from typing import Any
 
