@@ -109,7 +109,8 @@ def test_load(tmp_path: Path, server: Server, line: str) -> None:
 
 
 # Instead of the documented levels and times.
-_BRIEF = {"--run-time": "3s", "--users": "4", "--spawn-rate": "4", "--level-s": "2", "--warm-up-s": "1"}
+_BRIEF = {"--run-time": "3s", "--users": "4", "--spawn-rate": "4", "--level-s": "2", "--warm-up-s": "1",
+          "--capacity-first": "1"}  # fmt: skip
 
 
 @pytest.mark.parametrize("line", SHAPES)
