@@ -24,7 +24,8 @@ from analysis.server_join import import_server_log
 from analysis.server_sources import ForeignTrace
 from analysis.stats import asps, knee, rps, usl
 from analysis.targets import TargetError, Targets, targets_of
-from analysis.verdicts import GENERATORS_FAULT, INCOMPLETE, goodput, handled, stream_seconds
+from analysis.verdicts import GENERATORS_FAULT, INCOMPLETE, goodput, stream_seconds
+from analysis.violations import handled
 
 CLOCKS_S = 0.5  # workers' wall clocks and the master's may differ by this much
 ALPHA = 0.05  # of a whole search, where the run does not say

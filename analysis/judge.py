@@ -1,8 +1,8 @@
 """`python -m analysis.judge`: the master's adviser while a run goes on. The load path starts it as a child.
 
-`check` says whether targets fit a run's users, `plan`
-what a search will cost. `follow RUN` reads the run's logs as they grow and answers one line of JSON for each line of
-standard input: {"level": users} -> how the level stands. It ends with its standard input.
+`check` says whether targets fit a run's users, `plan` what a search will cost (planning.py). `follow RUN` reads the
+run's logs as they grow and answers one line of JSON for each line of standard input: {"level": users} -> how the level
+stands. It ends with its standard input.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import levels
+from analysis import levels, planning
 from analysis.runs import clock_offsets
 from analysis.targets import TargetError, Targets, read_targets
-from analysis.verdicts import handled, shares_of
+from analysis.violations import handled
 from workers.samples.logs import ForeignLog, Growing
 
 # What is kept of a turn: what decides, and when it began.
@@ -30,7 +30,7 @@ COLUMNS = (
     *("ttfc_s", "ttfa_s", "e2e_s", "rtf", "min_prebuffer_s", "floor_transfer_offset_s", "time_to_silence_s"),
 )
 NUMBERS = [name for name in COLUMNS if name.endswith(("_s", "_at")) or name == "rtf"]
-TOLD = ["ok", "cut", "away", "spoken", "waited_s"]  # by verdicts.handled
+TOLD = ["ok", "cut", "away", "spoken", "waited_s"]  # by violations.handled
 SILENT_S = 10.0
 Figures = dict[str, Any]
 
@@ -41,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         targets = read_targets(options.targets) if options.targets else None
         if options.verb == "check":
             assert targets is not None
-            _check_fit(targets, options)
+            planning.check(targets, options)
             return 0
         if options.verb == "plan":
-            print(_plan(targets, options), flush=True)
+            print(planning.told(targets, options), flush=True)
             return 0
     except TargetError as error:
         print(error, file=sys.stderr)
@@ -53,71 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in sys.stdin:
         print(json.dumps(judge.answer(json.loads(line)["level"])), flush=True)
     return 0
-
-
-# ------------------------------------------------------------------------------------------------------------- the plan
-
-
-def _plan(targets: Targets | None, options: argparse.Namespace) -> str:
-    """What the proof costs, and what a weaker one would. Raises TargetError where there is nothing to search with."""
-    if targets is None or not levels.proportions(targets):
-        known = "a quantile such as `ttfc p95 < 400 ms`, or `success > 99 %`"
-        where = targets.source if targets else "none given; --targets FILE"
-        raise TargetError(f"targets ({where}): a search needs one that turns can prove: {known}")
-    _check_fit(targets, options)
-    left_out = [target.text for target in targets.targets if not shares_of(target, target.limit)]
-    lines = [f"The search asks of every level, from {options.first} to {options.most} users:"]
-    lines += [f"  {target.name} {target.show_limit(target.limit)}" for target in targets.targets
-              if target.text not in left_out]  # fmt: skip
-    lines += [f"  (not part of the search, judged by its report: {text})" for text in left_out]
-    lines.append(f"What it costs, if a turn takes {options.turn_s:.1f} s ({options.turn_from}):")
-    weaker = [confidence for confidence in (0.80, 0.50) if confidence < options.confidence]
-    for confidence in (options.confidence, *weaker):
-        chosen = "this run" if confidence == options.confidence else f"--capacity-confidence {confidence:g}"
-        lines.append(f"  {confidence:.0%} sure of the whole answer ({chosen}):")
-        for users in sorted({4, 16, 64} & set(range(options.first, options.most + 1))) or [options.most]:
-            found = levels.cost(
-                users,
-                targets,
-                level_alpha(1 - confidence, options.planned),
-                first=options.first,
-                step=options.step,
-                turns_a_minute=60 / options.turn_s,
-                warm_up_min=options.warm_up_s / 60,
-            )
-            given_up_min = min(found.most_min, options.level_most_s / 60)
-            proof = f"{_min(found.proving_min)} min to prove it"
-            if found.flawless_min > options.level_most_s / 60:
-                proof = f"no proof within --level-most-s (it takes {_min(found.flawless_min)} min without a violation)"
-            lines.append(
-                f"    if it lies near {users:,} users: about {_min(found.scouting_min)} min to find it, {proof}; "
-                f"a level is given up after {_min(given_up_min)} min"
-            )
-    return "\n".join(lines)
-
-
-def _check_fit(targets: Targets, options: argparse.Namespace) -> None:
-    """Refuse targets of what these users do not do. Raises TargetError."""
-    for target in targets.targets:
-        where = f"targets ({targets.source}): {target.text!r}"
-        if target.metric.of == "conversations" and "voice_agent" not in options.protocols:
-            raise TargetError(f"{where} is of conversations, and these users make requests")
-        if target.metric.of == "requests" and "http_tts" not in options.protocols:
-            raise TargetError(f"{where} is of requests, and these users make calls")
-        if target.metric.name == "time_to_silence" and not options.barge_in_share:
-            raise TargetError(f"{where} needs --barge-in-share above 0")
-
-
-def level_alpha(alpha: float, planned: int) -> float:
-    """What one level may spend of the whole search's chance of an error: an equal part for each planned level."""
-    return alpha / planned
-
-
-def _min(minutes: float) -> str:
-    return f"{minutes:,.0f}" if minutes >= 10 else f"{minutes:.1f}"
-
-
-# ----------------------------------------------------------------------------------------------------- while it goes on
 
 
 @dataclass(slots=True)

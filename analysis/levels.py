@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.stats import SESSIONS_NEEDED, Looks, bound, design_effect, looks_for, turns_for_proof
 from analysis.stats.shares import ASSUMED_DESIGN_EFFECT
 from analysis.targets import Target, Targets
-from analysis.verdicts import Share, applicable, beyond, shares_of, values_of
+from analysis.violations import Share, applicable, beyond, shares_of, values_of
 
 Outcome = Literal["pass", "fail", "undecided"]
 SCOUTED_TURNS = 30
@@ -90,9 +90,10 @@ def plan(share: Share, alpha: float) -> Looks:
 def decide(turns: pd.DataFrame, targets: Targets, alpha: float) -> Decision:
     """Look at a level's turns as planned, and stop at the first look that decides.
 
-    turns: handled (verdicts.handled), in the order in which they began, complete: no turn that began before one of them
-    is still under way. So the same turns give the same decision, during the run and after it. alpha: the chance of
-    calling a level passed that is not, and of calling one failed that is not; failing is spread over the proportions.
+    turns: as violations.handled gives them, in the order in which they began, complete: no turn that began before one
+    of them is still under way. So the same turns give the same decision, during the run and after it.
+    alpha: the chance of calling a level passed that is not, and of calling one failed that is not; failing is spread
+    over the proportions.
     """
     wanted = [(target, share, rows) for target, share in proportions(targets) for rows in _kinds(target, turns)]
     tests = []

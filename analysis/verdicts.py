@@ -1,10 +1,8 @@
 """Do the targets hold? A run's turns and targets in, a verdict a target out. Lays out no page.
 
-A failed turn is an answer that never came: it is worse than any limit. So "p95 < 400 ms" says that fewer than 5 % of
-the turns failed or took 400 ms or more, and a server that drops its slow turns gains nothing by it.
+violations.py says which turns violate what.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -17,16 +15,14 @@ from analysis.counting import CONVERSATIONS, Counted, wall_s
 from analysis.stats import bound, design_effect, turns_needed
 from analysis.stats.shares import ASSUMED_DESIGN_EFFECT
 from analysis.targets import Limit, Spoken, Target, Targets
-from workers.samples.schema import ANSWERS, CENSORED
+from analysis.violations import applicable, beyond, handled, quantile_with_failures, shares_of, values_of
+from workers.samples.schema import CENSORED
 
 Status = Literal["hold", "miss", "cannot_tell"]
 CONFIDENCE = 0.95
 MOST_FAILED = 0.05  # of the turns: with more of them failed, a mean of the others is not judged
 
 SEVERAL = "several_levels"  # their turns together are of no load at all
-
-# Failures of a target that is not there. A target that is there and overloaded fails otherwise.
-AWAY = ("connection_refused", "dns_failure", "unreachable")
 
 # What makes every figure of a run doubtful. (Failures do not: a target counts them.)
 GENERATORS_FAULT = ("saturated_generator", "loop_lag", "late_sends", "late_microphone", "dropped_starts")
@@ -54,111 +50,6 @@ class Verdict:
     bad_at_most: float | None = None
     proven: bool | None = None
     why: str = ""
-
-
-def handled(turns: pd.DataFrame) -> pd.DataFrame:
-    """The measured turns, with what a verdict needs to know of each.
-
-    ok: answered, rightly. cut: we ended it: neither success nor failure. away: nobody was there to answer.
-    spoken: of a conversation. waited_s: from where its latency counts to its end.
-    """
-    kept = turns[turns["phase"] == "measured"]
-    spoken = kept["protocol"].isin(CONVERSATIONS)
-    begins = kept["intended_at"].astype(float)
-    if "user_offset_at" in kept:
-        begins = begins.where(~spoken, kept["user_offset_at"].astype(float))
-    return kept.assign(
-        ok=kept["outcome"].isin(ANSWERS) & kept["error_kind"].isna(),
-        cut=kept["outcome"] == CENSORED,
-        away=kept["error_kind"].isin(AWAY),
-        spoken=spoken,
-        waited_s=kept["ended_at"].astype(float) - begins,
-    )
-
-
-# Figures of an answer's beginning: a turn that was cut later has them all the same.
-_OF_THE_BEGINNING = ("ttfc", "ttfa", "floor_transfer_offset")
-
-
-def applicable(target: Target, turns: pd.DataFrame) -> pd.DataFrame:
-    """Of handled turns those that the target speaks of: failed ones, and those that have the figure.
-
-    A turn that we cut counts where it has the figure, or had waited beyond the limit without it; else it tells nothing.
-    A negative duration of a request is no figure. An answer may begin before the user has ended.
-    """
-    metric, of = target.metric, target.metric.of
-    if of != "both":
-        turns = turns[turns["spoken"] == (of == "conversations")]
-    if metric.column is None:
-        return turns[~turns["cut"]]
-    if metric.column not in turns:  # a figure of conversations, in a run without any
-        return turns.iloc[:0]
-    values = turns[metric.column].astype(float)
-    told = values.notna() & np.isfinite(values) & ((values >= 0) | turns["spoken"])
-    if metric.name == "time_to_silence":  # an agent that talks on has none, and that is its fault
-        return turns[turns["barge_in"].astype(bool) & ~turns["cut"] & (told | ~turns["yielded"].astype(bool))]
-    late = turns["cut"] & ~told & (turns["waited_s"] >= (math.inf if target.limit.high is None else target.limit.high))
-    begun = told & (~turns["cut"] | (metric.name in _OF_THE_BEGINNING))
-    return turns[begun | late | ~(turns["ok"] | turns["cut"])]
-
-
-def values_of(target: Target, turns: pd.DataFrame) -> NDArray[np.float64]:
-    """The figure of each applicable turn; infinite where it failed (minus infinite where more is better)."""
-    worst = -math.inf if target.limit.high is None else math.inf
-    if target.metric.column is None:
-        return np.where(turns["ok"].to_numpy(bool), 1.0, 0.0)
-    if target.metric.column not in turns:
-        return np.full(len(turns), worst)
-    values = turns[target.metric.column].to_numpy(dtype=np.float64, na_value=math.nan)
-    told = (turns["ok"] | turns["cut"]).to_numpy(bool) & ~np.isnan(values)
-    return np.where(told, values, worst)
-
-
-def beyond(limit: Limit, values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which values lie outside a limit; a value that equals it does."""
-    rounded = np.round(values, 9)
-    bad = np.zeros(values.shape, dtype=bool)
-    if limit.high is not None:
-        bad |= rounded >= limit.high
-    if limit.low is not None:
-        bad |= rounded <= limit.low
-    return bad
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A target as a test of a proportion: at most `allowed` of the turns may lie outside `limit`."""
-
-    limit: Limit
-    allowed: float
-
-
-def shares_of(target: Target, limit: Limit) -> tuple[Share, ...]:
-    """The proportions that a quantile or share target stands for; none where it is a mean, or of the whole run.
-
-    A band's two ends are two of them: p50 within 170-270 ms allows half of the turns on either side.
-    """
-    if target.metric.name == "success":
-        allowed = 1 - (limit.low or 0.0)
-        return (Share(Limit(0.5, None), round(allowed, 12)),) if allowed else ()
-    if (q := target.quantile) is None:
-        return ()
-    ends = []
-    if limit.high is not None:
-        ends.append(Share(Limit(None, limit.high), round(1 - q, 12)))
-    if limit.low is not None:
-        ends.append(Share(Limit(limit.low, None), round(q, 12)))
-    return tuple(ends)
-
-
-def quantile_with_failures(values: NDArray[np.float64], q: float) -> float:
-    """numpy's linear percentile, infinite as soon as an infinite value has a part in it. `values` (n,), n >= 1."""
-    ordered = np.sort(values)
-    place = q * (len(ordered) - 1)
-    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
-    if math.isinf(low) or math.isinf(high):
-        return float(high if place > math.floor(place) else low)
-    return float(np.quantile(ordered, q))
 
 
 # ------------------------------------------------------------------------------------------------------ a whole run

@@ -19,7 +19,7 @@ from workers.settings import Protocol, Scenario
 
 _log = logging.getLogger("cicada")
 
-Answer = dict[str, Any]  # of the adviser: level, turns, unfinished, outcome, done, promising, reason
+Answer = dict[str, Any]  # of the adviser: level, turns, unfinished, outcome, done, gone, promising, reason
 Tick = tuple[int, float] | None
 
 BEGIN_S = 60.0

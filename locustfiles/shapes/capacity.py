@@ -28,4 +28,4 @@ class Capacity(LevelShape):
         scouted = answer["promising"] and not visit.prove and answer["outcome"] == "undecided"
         self._search.told[visit.users] = "promising" if scouted else answer["outcome"]
         log_level(visit.users, self._search.told[visit.users], answer)
-        return None if answer.get("gone") else self._search.next()
+        return None if answer["gone"] else self._search.next()
