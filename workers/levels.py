@@ -15,7 +15,7 @@ from locust import LoadTestShape
 from workers import hooks
 from workers.adviser import Adviser, AdviserGone
 from workers.collector import Collector
-from workers.settings import Protocol, Scenario
+from workers.settings import Protocol, Scenario, ScenarioError
 
 _log = logging.getLogger("cicada")
 
@@ -82,7 +82,11 @@ class LevelShape(LoadTestShape):
     def tick(self) -> Tick:
         environment = self.runner.environment
         if self._visit is None:
-            self._scenario = hooks.scenario_of(environment)
+            try:
+                self._scenario = hooks.scenario_of(environment)
+            except ScenarioError as error:  # a slip in the web UI's form
+                _log.error("no run was started: %s", error)
+                return None
             self._visit = Visit(*self.begin(self._scenario), since=time.monotonic())
             return self._users(self._visit.users)
         collector = hooks.collector()
