@@ -157,17 +157,21 @@ def test_a_judge_that_dies_ends_the_run_with_its_name(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ fixed levels
 
 
-def leveled(folder: Path, *more: str) -> Locust:
+# Turns of nearly two seconds: longer than the master's own second, in which it looks whether they have ended.
+SLOW = ("--engine", "tone", "--tone-seconds", "3", "--streams", "8", "--pace", "50,0.6")
+
+
+def leveled(folder: Path, *more: str, served_by: tuple[str, ...] = FOUR_STREAMS) -> Locust:
     port = str(free_port())
     distributed = ("--processes", "2", "--master-bind-host", "127.0.0.1", "--master-bind-port", port)
-    with running_server(*FOUR_STREAMS) as server:
+    with running_server(*served_by) as server:
         options = ("--levels", "2", "4", "8", "--level-s", "4", "--master-port", port, *distributed, *more)
         return run_locust(*shaped("levels", server.url, folder, *options), cwd=folder, within_s=120)
 
 
 def test_levels_are_warmed_up_and_left_when_their_turns_have_ended(tmp_path: Path) -> None:
     """On two workers: what counts, from the rows' own instants, against when the master says the levels were."""
-    done = leveled(tmp_path)
+    done = leveled(tmp_path, served_by=SLOW)
     assert done.process.returncode == 0, done.said
     (run,) = run_dirs(tmp_path)
     rows = turns(run)

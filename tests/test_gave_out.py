@@ -67,13 +67,13 @@ def found_for(tmp_path: Path, queue_s: Any, synthesis_s: Any) -> dict[str, Any]:
 
 
 def test_the_queue_that_grows_is_named_though_synthesis_takes_longer_at_rest(tmp_path: Path) -> None:
-    figures = found_for(tmp_path, lambda users: 0.0 if users < 16 else 0.35, lambda users: 0.2)
+    figures = found_for(tmp_path, lambda users: 0.0 if users < 16 else 0.15, lambda users: 0.3)
     assert figures["smallest_fail"] == 16
     found = figures["gave_out"]
     assert found["part"] == gave_out.QUEUE
     assert (found["from_users"], found["to_users"]) == (2, 16)
-    assert found["parts"][0]["growth_ms"] == pytest.approx(350)
-    assert "grew from 0 to 350 ms, 100%" in found["sentence"]
+    assert found["parts"][0]["growth_ms"] == pytest.approx(150)
+    assert "grew from 0 to 150 ms, 100%" in found["sentence"]
 
 
 def test_synthesis_that_slows_down_is_named(tmp_path: Path) -> None:
