@@ -207,8 +207,8 @@ OF_ONE_LEVEL = ("several_levels", "too_few", *GENERATORS_FAULT)
 def _wanted(targets: Targets | None, best: Level | None, fail: int | None) -> Figures | None:
     """How many streams a GPU the targets ask for (`concurrent_streams > 3`), and whether so many pass.
 
-    A caller is a stream; a user who makes requests is one for as long as it is being answered. beaten: what was proven
-    to fail would have been enough, so that the target may yet be reached below it.
+    A caller is a stream; a user who makes requests is one for as long as it is being answered. open: what was proven
+    to fail does not rule it out.
     """
     asked = next((t for t in targets.targets if t.metric.name == "concurrent_streams"), None) if targets else None
     if asked is None or targets is None:

@@ -72,9 +72,8 @@ class Level:
     def settle(self, known_to: float, lost: Collection[str]) -> None:
         """Take over the turns that began before any that is under way, and before what is known of every worker.
 
-        Turns of lost workers are under way no more: they will stand among the cut.
-
         Without this a look would see the quick turns first and the slow ones never, or one worker's before another's.
+        Turns of lost workers are under way no more: they will stand among the cut.
         """
         under_way = (at for worker, at in self.open.values() if worker not in lost)
         until = min(min(under_way, default=np.inf), known_to)
@@ -85,7 +84,7 @@ class Level:
 
 
 def _frame(turns: list[tuple[float, list[Any]]], sessions: dict[tuple[Any, Any], int]) -> pd.DataFrame:
-    """Turns (beginning, values of COLUMNS) as a table of those that the server ended; sessions get a number each."""
+    """Turns (beginning, values of COLUMNS) as violations.handled tells them; sessions get a number each."""
     frame = pd.DataFrame([row for _, row in turns], columns=list(COLUMNS))
     frame["intended_wall_at"] = np.array([at for at, _ in turns], dtype=np.float64)
     pairs = zip(frame["worker"], frame["session"], strict=True)

@@ -71,7 +71,7 @@ class Decision:
     def reason(self) -> str:
         """The test that decided, in words: the failed one, or else the one that was hardest to pass."""
         if not self.tests:
-            return "no turn has ended yet"
+            return "too few turns have ended to look at them"
         order = {"fail": 0, "undecided": 1, "pass": 2}
         worst = min(self.tests, key=lambda test: (order[test.outcome], -(test.at_most - test.share.allowed)))
         return str(worst)

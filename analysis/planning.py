@@ -28,7 +28,7 @@ def told(targets: Targets | None, options: argparse.Namespace) -> str:
             found = levels.cost(
                 users,
                 targets,
-                level_alpha(1 - confidence, options.planned),
+                (1 - confidence) / options.planned,
                 first=options.first,
                 step=options.step,
                 turns_a_minute=60 / options.turn_s,
@@ -55,11 +55,6 @@ def check(targets: Targets, options: argparse.Namespace) -> None:
             raise TargetError(f"{where} is of requests, and these users make calls")
         if target.metric.name == "time_to_silence" and not options.barge_in_share:
             raise TargetError(f"{where} needs --barge-in-share above 0")
-
-
-def level_alpha(alpha: float, planned: int) -> float:
-    """What one level may spend of the whole search's chance of an error: an equal part for each planned level."""
-    return alpha / planned
 
 
 def _min(minutes: float) -> str:

@@ -251,16 +251,16 @@ def goodput(targets: Targets, counted: Counted) -> Goodput | None:
     limits = {target.metric.name: target for target in by_figure if target.metric.column is not None}.values()
     if turns.empty or not limits:
         return None
-    turns = turns[~turns["cut"]]
-    if turns.empty:
-        return None
-    bad = ~turns["ok"].to_numpy(bool)
+    bad = ~(turns["ok"] | turns["cut"]).to_numpy(bool)
     for target, _, rows in _parts(limits, turns):
         told = applicable(target, rows)
-        if told.empty:
-            continue
-        outside = beyond(target.limit, values_of(target, told))
-        bad[turns.index.get_indexer(told.index[outside])] = True
+        if len(told):
+            outside = beyond(target.limit, values_of(target, told))
+            bad[turns.index.get_indexer(told.index[outside])] = True
+    known = bad | ~turns["cut"].to_numpy(bool)  # a turn that we cut counts where it had waited beyond a limit
+    turns, bad = turns[known], bad[known]
+    if turns.empty:
+        return None
     effect = design_effect(bad, turns["cluster"].to_numpy(), turns["intended_wall_at"].to_numpy())
     n = len(bad) / effect
     return Goodput(float(1 - bad.mean()), 1 - bound(float(bad.mean()) * n, n, 1 - CONFIDENCE, "below"), len(bad))

@@ -6,9 +6,9 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
-from gpu_server.agent_settings import EXAMPLES, add_options, read_options
+from gpu_server.agent_settings import EXAMPLES, add_options, checked, read_options
 from gpu_server.faults import AGENT_ONLY, HTTP_ONLY, KINDS, example, parse_fault
 from gpu_server.pace import parse_pace
 from gpu_server.speech import ENGINES, EngineOptions, EngineUnavailable
@@ -33,8 +33,6 @@ faults:
 
 With CICADA_SERVER_TOKEN set (environment or .env), /v1 and /ws want `Authorization: Bearer TOKEN`.
 """
-
-T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,13 +113,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--queue", type=_whole(0), default=256, metavar="N", help="waiting beyond that (default: 256)")
     parser.add_argument("--max-chars", type=_whole(1), default=4096, metavar="N", help="a text (default: 4096)")
     parser.add_argument(
-        "--pace", type=_checked(parse_pace), metavar="TTFC_MS,RTF", help="release audio as slowly as such an engine"
+        "--pace", type=checked(parse_pace), metavar="TTFC_MS,RTF", help="release audio as slowly as such an engine"
     )
     parser.add_argument("--chunk-ms", type=_whole(1), metavar="N", help="audio a chunk (default: as the engine does)")
     parser.add_argument("--tone-seconds", type=_seconds, metavar="S", help="length of every tone (tone engine)")
     parser.add_argument("--trace", type=Path, metavar="PATH", help="append a JSON line for each request and turn")
     parser.add_argument(
-        "--fault", type=_checked(parse_fault), action="append", default=[], metavar="SPEC", help="repeatable; see below"
+        "--fault", type=checked(parse_fault), action="append", default=[], metavar="SPEC", help="repeatable; see below"
     )
     parser.add_argument("--fault-seed", type=int, default=0, metavar="N", help="which requests are hit (default: 0)")
     add_options(parser, _whole)
@@ -138,18 +136,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"gpu_server: {message}; see python -m gpu_server --help\n")
-
-
-def _checked(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """Let argparse show what a parser's ValueError says; by itself it would hide it."""
-
-    def checked(text: str) -> T:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return checked
 
 
 def _whole(low: int, high: int | None = None) -> Callable[[str], int]:

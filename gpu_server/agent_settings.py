@@ -101,14 +101,14 @@ def add_options(parser: argparse.ArgumentParser, whole: Callable[..., Callable[[
     )
     add(
         "--agent-delays",
-        type=_checked(parse_delays),
+        type=checked(parse_delays),
         default=Delays(),
         metavar="asr=S,llm=S,tts=S",
         help="the least each stage takes, seconds (default: 0)",
     )
     add(
         "--agent-slots",
-        type=_checked(parse_slots),
+        type=checked(parse_slots),
         default=Slots(),
         metavar="asr=N,llm=N,tts=N",
         help="at most so many calls at a time in a stage, more wait in line (default: no limit)",
@@ -193,16 +193,16 @@ def parse_slots(text: str) -> Slots:
     return Slots(**slots)
 
 
-def _checked(parse: Callable[[str], T]) -> Callable[[str], T]:
+def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
     """Let argparse show what a parser's ValueError says; by itself it would hide it."""
 
-    def checked(text: str) -> T:
+    def read(text: str) -> T:
         try:
             return parse(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    return checked
+    return read
 
 
 def _url(text: str) -> str:

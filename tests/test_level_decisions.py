@@ -135,7 +135,7 @@ def test_scouting_wants_thirty_turns_and_no_more_violations_than_allowed() -> No
 
 def test_no_turns_decide_nothing() -> None:
     found = decide(level([]), P95, ALPHA)
-    assert (found.outcome, found.done, found.reason) == ("undecided", False, "no turn has ended yet")
+    assert (found.outcome, found.done, found.reason) == ("undecided", False, "too few turns have ended to look at them")
 
 
 def test_the_cost_falls_with_the_users_and_with_the_confidence() -> None:

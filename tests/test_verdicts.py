@@ -204,6 +204,7 @@ def test_a_server_that_hangs_until_the_run_ends_passes_no_gate(tmp_path: Path) -
     rows = run_maker.turns(120, ttfc_s=0.1) + [cut(at, 20.0) for at in range(80)]
     found = judged(tmp_path, rows, "ttfc p95 < 400 ms", "success > 90 %")
     assert found["ttfc p95 < 400 ms"]["status"] == "miss"
+    assert found["goodput"]["share"] == pytest.approx(0.6)
     assert found["success > 90 %"]["status"] == "cannot_tell", "nobody knows whether they would have been answered"
     assert "cut" in found["success > 90 %"]["why"]
     assert found["exit"] == 1

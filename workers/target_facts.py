@@ -42,4 +42,9 @@ def ask(host: str, *, insecure: bool = False) -> dict[str, Any]:
         client.close()
     if not isinstance(told, dict):
         return {}
-    return {name: told[name] for name, kind in KNOWN.items() if type(told.get(name)) is kind}
+    return {name: _short(told[name]) for name, kind in KNOWN.items() if type(told.get(name)) is kind}
+
+
+def _short(value: Any) -> Any:
+    """What a server says may hold anything, terminal control sequences included."""
+    return "".join(filter(str.isprintable, value[:80])) if isinstance(value, str) else value
