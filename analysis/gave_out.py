@@ -93,10 +93,10 @@ def turn_parts(run: Run, counted: Counted) -> pd.DataFrame:
     if len(spoken.answered) and (heard := turn_join.join_turns(run)) is not None:
         stages = spoken.answered.join(heard.stages, how="inner")
         by_stage = waterfall.by_instants(stages) if heard.one_clock else waterfall.by_durations(stages)
-        owners = {waterfall.OWNERS[str(key)] for key in by_stage}
-        parts = {
-            who: by_stage[[key for key in by_stage if waterfall.OWNERS[str(key)] == who]].sum(axis=1) for who in owners
-        }
+        owners: dict[str, list[str]] = {}
+        for stage in map(str, by_stage):
+            owners.setdefault(waterfall.OWNERS[stage], []).append(stage)
+        parts = {owner: by_stage[its].sum(axis=1) for owner, its in owners.items()}
         found.append(pd.DataFrame(parts).assign(level=stages["level"], at=stages["intended_wall_at"]))
     if len(asked.answered) and (joined := server_join.join(run, asked)) is not None:
         rows = joined.rows
@@ -168,11 +168,8 @@ def _gpu_evidence(scraped: pd.DataFrame, windows: Sequence[Window], high: int) -
     busy = _by_level(scraped, "gpu_busy_share", windows)
     if high not in busy:
         return []
-    full = busy[high].dropna()
-    return [
-        f"{name!s} was busy {share:.0%} of the time at {high} users"
-        for name, share in full[full > GPU_FULL].to_dict().items()
-    ]
+    full = busy[high][busy[high] > GPU_FULL].to_dict()
+    return [f"{name!s} was busy {share:.0f} % of the time at {high} users" for name, share in full.items()]
 
 
 def _correlations(parts: pd.DataFrame, scraped: pd.DataFrame) -> list[str]:

@@ -154,6 +154,29 @@ def test_without_server_rows_no_bottleneck_is_named(tmp_path: Path) -> None:
     assert "cannot tell" in remaining(report(run, (), "chatterbox")["bottleneck"])
 
 
+def test_a_gpu_that_is_full_at_the_level_that_fails_is_evidence(tmp_path: Path) -> None:
+    """GPU 0: 40 % busy at 2 users, 98 % at 16; GPU 1 never above 60 %."""
+    rows = leveled(lambda users: {"ttfc_s": 0.1 if users < 16 else 0.9})
+    run = make_run(tmp_path, log_of(rows, seconds=clean_seconds(200)))
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text(traced(rows, lambda users: 0.0, lambda users: 0.099 if users < 16 else 0.899))
+    (tmp_path / "targets.yaml").write_text("targets:\n  - ttfc p95 < 400 ms\n")
+    told = [
+        {
+            "run": run_maker.RUN, "endpoint": "http://h/metrics", "metric": "DCGM_FI_DEV_GPU_UTIL",
+            "labels": f'gpu="{gpu}"', "kind": "gauge", "value": value, "at": WALL_AT + 10 + at,
+        }
+        for at in range(160)
+        for gpu, value in (("0", 98.0 if at >= 120 else 40.0), ("1", 60.0))
+    ]  # fmt: skip
+    (run / "server").mkdir()
+    data = b"".join(run_maker.packed("metrics", row) for row in told)
+    (run / schema.METRICS_LOG).write_bytes(run_maker.packed_header(run_maker.facts()) + data)
+    found = find(run, str(tmp_path / "targets.yaml"), [trace])["gave_out"]
+    assert found["part"] == gave_out.SYNTHESIS
+    assert [line for line in found["evidence"] if "busy" in line] == ["GPU 0, h was busy 98 % of the time at 16 users"]
+
+
 def test_the_targets_own_metrics_stand_beside_the_clients_figures(tmp_path: Path) -> None:
     """A GPU that is half busy while turns are measured, and idle before: only the measured window counts."""
     run = make_run(tmp_path, log_of(run_maker.turns(100), seconds=clean_seconds()))
