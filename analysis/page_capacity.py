@@ -102,9 +102,9 @@ def _decided(figures: Figures) -> list[str]:
         lines.append(f"{above} passed although fewer users failed: the target changed meanwhile, or the order did")
     if figures["wanted"]:
         wanted = figures["wanted"]
-        held = "holds" if wanted["holds"] else "missed"
+        held = "holds" if wanted["holds"] else "cannot tell" if wanted["open"] else "missed"
         stretch = {None: "", True: ", the stretch goal too", False: ", not the stretch goal"}[wanted["stretch_holds"]]
-        lines.append(f"{wanted['target']}: {wanted['a_gpu']:g} a GPU, {held}{stretch if wanted['holds'] else ''}")
+        lines.append(f"{wanted['target']}: {wanted['a_gpu']:.3g} a GPU, {held}{stretch if wanted['holds'] else ''}")
     return lines
 
 

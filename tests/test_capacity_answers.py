@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from analysis import capacity
 from analysis.capacity import find
+from analysis.page_capacity import render
 from tests import run_maker
 from tests.run_maker import MONOTONIC_AT, WALL_AT, clean_seconds, log_of, make_run, second
 
@@ -94,6 +96,7 @@ def test_streams_of_requests_are_not_users_who_think(tmp_path: Path) -> None:
     figures = answered(tmp_path, rows, LINE + "  - concurrent_streams > 3\n", levels=stays(8))
     assert figures["wanted"]["a_gpu"] == pytest.approx(1.3, rel=0.05)
     assert (figures["wanted"]["holds"], figures["exit"]) == (False, 2)
+    assert "concurrent_streams > 3: 1.3 a GPU, cannot tell" in render(figures, Console(width=120))
 
 
 def test_a_caller_is_a_stream(tmp_path: Path) -> None:
