@@ -15,14 +15,17 @@ _HINT_EARLY_S = 0.3  # by so much it may say so before the last of it has played
 _AFTER_FALSE_START_S = 3.0
 
 
-def answer_of(turn: CallTurn, hearing: Hearing, owed: bool) -> Stretch | None:
+def answer_of(turn: CallTurn, hearing: Hearing, owed: bool, *, listens_on: bool = False) -> Stretch | None:
     """The first speech that can be an answer to this turn; None while there is none, or the ear is at work.
 
-    owed: the turn before got no answer, so that one may still come.
+    owed: the turn before got no answer, so that one may still come. listens_on: the agent hears while it speaks (full
+    duplex): what it says and ends before the user's last word is a backchannel or a false start, and no answer.
     """
     for stretch in hearing.stretches:
         if stretch.by is None:
             return None
+        if listens_on and stretch.last_loud_at <= turn.user_offset_at:
+            continue
         if not _is_stale(turn, stretch, owed):
             return stretch
     return None

@@ -4,7 +4,7 @@ The greenlet of the user who calls owns it; `note` and `lost` run in the hub. do
 """
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import gevent
 from gevent.event import Event as Signal
@@ -42,6 +42,9 @@ class CallOver(RescheduleTask):
 class Call:
     """One call of one user, up until the `with` block is left."""
 
+    _turn_class: ClassVar[type[CallTurn]] = CallTurn
+    _listens_on: ClassVar[bool] = False  # the agent hears while it speaks
+
     def __init__(self, user: "CallUser", run: LiveRun, calling: Calling, session: str, stream_id: str) -> None:
         self._user, self._run, self._calling = user, run, calling
         self.session, self.stream_id = session, stream_id
@@ -78,8 +81,7 @@ class Call:
     def __enter__(self) -> "Call":
         turn = self._new_turn("connect", time.monotonic())
         try:
-            where, timeout_s = self._calling.target, self._scenario.connect_timeout_s
-            self.line = Line.connect(where, self.stream_id, timeout_s, self._calling.board)
+            self._set_up()
         except BaseException as error:
             if self._user.run_draining:
                 raise gevent.GreenletExit from None  # the run is over: nobody can write this row any more
@@ -87,14 +89,23 @@ class Call:
             self._user.unsettled = turn
             self._close_failed(turn, error)
             raise CallOver from None
-        self.ready_at = self.line.ready_at
-        calling, shares = self._calling, self.codec.shares_audio
         for opcode, payload in self.codec.opening():
             self.line.put(frame(opcode, payload))
+        calling, shares = self._calling, self.codec.shares_audio
         silence = calling.repertoire.silence
         self._microphone = calling.booth.open(self, silence=silence, encode=None if shares else self._encode)
         calling.up += 1
+        self._opened()
         return self
+
+    def _set_up(self) -> None:
+        """Connect; `ready_at` is when audio may be sent. Raises TurnFailed."""
+        where, timeout_s = self._calling.target, self._scenario.connect_timeout_s
+        self.line = Line.connect(where, self.stream_id, timeout_s, self._calling.board)
+        self.ready_at = self.line.ready_at
+
+    def _opened(self) -> None:
+        """The microphone is open."""
 
     def _close_failed(self, turn: CallTurn, error: BaseException) -> None:
         if isinstance(error, TurnFailed):
@@ -289,10 +300,10 @@ class Call:
 
     def _new_turn(self, name: str, intended_at: float) -> CallTurn:
         run = self._run
-        turn = CallTurn(
+        turn = self._turn_class(
             session=self.session,
             number=self._turns,
-            protocol="voice_agent",
+            protocol=self._user.protocol,
             dialect=self.codec.name,
             request_id=run.new_request_id(),
             text_name=name,
@@ -351,11 +362,9 @@ class Call:
         scenario = self._scenario
         deadline = turn.user_offset_at + scenario.answer_timeout_s
         while True:
-            if self.line.came:  # as old as hearing comes round, which may be older than the pause that ends an answer
-                self._calling.hear_now(self)
-            answer = turn.answer = answering.answer_of(turn, self.hearing, self._owed)
+            now = self._hear_until_now()
+            answer = turn.answer = answering.answer_of(turn, self.hearing, self._owed, listens_on=self._listens_on)
             self._raise_if_gone()
-            now = time.monotonic()
             if answer is None:
                 pending = any(stretch.by is None for stretch in self.hearing.stretches)
                 if now >= deadline + (_EAR_S if pending else 0.0):
@@ -386,6 +395,13 @@ class Call:
         answering.mark_early(turn, answer)
         turn.agent_offset_at = self._careful_offset()
         return False
+
+    def _hear_until_now(self) -> float:
+        """Hear all that has come; until when that was. Hearing comes round more rarely than a short pause lasts."""
+        now = time.monotonic()
+        if self.line.came:
+            self._calling.hear_now(self)
+        return now
 
     def _quiet_at(self, not_before: float) -> float:
         """When the answer will have ended, if nothing more is heard."""
@@ -471,7 +487,7 @@ class Call:
         """Row of `sessions`, in the schema's order."""
         run, scenario = self._run, self._scenario
         return [
-            run.id, run.worker, self.session, "voice_agent", self.codec.name, scenario.name,
+            run.id, run.worker, self.session, self._user.protocol, self.codec.name, scenario.name,
             self._started_at, time.monotonic(), self._turns, int(bool(self.ready_at)), self.stream_id,
             self._user.number, self.ready_at or None, self._greeting_s, self._ended_by,
         ]  # fmt: skip

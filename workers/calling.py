@@ -52,14 +52,19 @@ class Calling:
 
     def __init__(self, scenario: Scenario, host: str, token: str | None, board: Switchboard, worker: str) -> None:
         """Raises BadTarget, ClipError, ValueError."""
-        self.board, self._dialect, self._send_rate = board, scenario.dialect_of("voice_agent"), scenario.send_rate
+        self._dialect, self._send_rate = scenario.dialect_of("voice_agent"), scenario.send_rate
         self._client_ready = scenario.client_ready and self._dialect == Pipecat.name
         model = self.codec("")
         self.target: CallTarget = call_target(host, scenario.path or model.path, scenario.insecure, token)
         self.repertoire = Repertoire(clips.load(Path(scenario.audio_dir)), model, scenario.chunk_ms / 1000)
+        self._furnish(scenario, board, worker, scenario.chunk_ms / 1000)
+
+    def _furnish(self, scenario: Scenario, board: Switchboard, worker: str, chunk_s: float) -> None:
+        """What calls of every kind share."""
+        self.board = board
         self.threshold = amplitude(scenario.audible_dbfs)
-        self._batch = _Batch(self.threshold)
-        self.booth = Booth(board, scenario.chunk_ms / 1000, self._hear)
+        self._batch = Batch(self.threshold)
+        self.booth = Booth(board, chunk_s, self._hear)
         self.ear = Ear()
         self.keepsakes = Keepsakes(worker, f"{scenario.seed}/{worker}")
         self.up = 0  # calls
@@ -128,7 +133,7 @@ class Calling:
 
     def _parse(self, call: Listener, came: Inbox) -> None:
         batch, line, decode = self._batch, call.line, call.codec.decode
-        alike = _Alike()
+        alike = Alike()
         for data, arrival in came.reads():
             for opcode, payload in line.parse(data):
                 if opcode >= CLOSE:
@@ -139,16 +144,12 @@ class Calling:
                         alike.hand_over(batch, call)
                         batch.flush()  # in the order in which they came
                         call.note(event, arrival)
-                        continue
-                    if alike.kind != (event.rate, len(event.pcm)):
-                        alike.hand_over(batch, call)
-                        alike.kind = event.rate, len(event.pcm)
-                    alike.chunks.append(event.pcm)
-                    alike.instants.extend(arrival)
+                    else:
+                        alike.add(batch, call, event.pcm, event.rate, arrival)
         alike.hand_over(batch, call)
 
 
-class _Alike:
+class Alike:
     """Chunks of one call in a row, all of one kind: rate and bytes."""
 
     def __init__(self) -> None:
@@ -156,13 +157,20 @@ class _Alike:
         self.chunks: list[bytes] = []
         self.instants = array("d")
 
-    def hand_over(self, batch: "_Batch", call: Listener) -> None:
+    def add(self, batch: "Batch", call: Listener, pcm: bytes, rate: int, arrival: Arrival) -> None:
+        if self.kind != (rate, len(pcm)):
+            self.hand_over(batch, call)
+            self.kind = rate, len(pcm)
+        self.chunks.append(pcm)
+        self.instants.extend(arrival)
+
+    def hand_over(self, batch: "Batch", call: Listener) -> None:
         if self.chunks:
             batch.add(call, b"".join(self.chunks), self.kind[0], self.instants)
             self.chunks, self.instants = [], array("d")
 
 
-class _Batch:
+class Batch:
     """Blocks of chunks on their way through the gate, all of one rate and chunk length."""
 
     __slots__ = ("_blocks", "_kind", "_threshold")

@@ -47,6 +47,12 @@ class CallUser(Participant):
 
         stream_id: part of the URL and of the server's log lines; a new one by default.
         """
+        run, session, stream_id = self._new_call(stream_id)
+        self._call = Call(self, run, run.calling, session, stream_id)
+        return self._call
+
+    def _new_call(self, stream_id: str | None) -> tuple[LiveRun, str, str]:
+        """The run, and ids of a session and its stream, where this user may call."""
         run = self.join()
         self.settle()
         if run.draining:
@@ -57,8 +63,7 @@ class CallUser(Participant):
         session = run.new_session()
         stream_id = stream_id or f"{run.short_worker}-{self.number}-{uuid.uuid4().hex[:8]}"
         self.kept = run.rng.random() < run.scenario.keep_audio
-        self._call = Call(self, run, run.calling, session, stream_id)
-        return self._call
+        return run, session, stream_id
 
     def barges_in(self) -> bool:
         """Whether the scenario (`barge_in_share`) wants the next turn interrupted; drawn anew each time."""

@@ -15,6 +15,24 @@ class Audio(NamedTuple):
     rate: int
 
 
+class Compressed(NamedTuple):
+    """Speech of the agent as it came: Ogg-Opus bytes, to be decoded in the order in which they came."""
+
+    data: bytes
+
+
+class Handshake(NamedTuple):
+    """The server is ready to hear; nothing may be sent before. dialect: which kind of server says so."""
+
+    dialect: str
+
+
+class Unknown(NamedTuple):
+    """A message of a kind that is not known, which harms nobody."""
+
+    kind: int
+
+
 class Interruption(NamedTuple):
     """The server threw away what it had sent and was not yet played: the playout is cleared here."""
 
@@ -48,4 +66,4 @@ class Fault(NamedTuple):
     line: str
 
 
-Event: TypeAlias = Audio | Interruption | Text | Hint | ServerFigure | Fault
+Event: TypeAlias = Audio | Compressed | Handshake | Unknown | Interruption | Text | Hint | ServerFigure | Fault

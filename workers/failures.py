@@ -21,6 +21,11 @@ class TurnFailed(Exception):
     protocol_error   not_websocket, bad_websocket, and what a codec cannot use: bad_protobuf, unknown_message,
                      text_message, binary_message, empty_audio, odd_bytes, odd_sample_rate, odd_channels, bad_wav,
                      bad_json, bad_media, bad_base64, bad_mark, wrong_stream
+
+    And of full-duplex sessions:
+    timed_out        handshake_timeout, no_text_in_time (of a session that is not decoded)
+    disconnected     closed_without_audio
+    protocol_error   bad_opus, bad_text, empty_message, server_said_failure
     """
 
     def __init__(self, outcome: str, kind: str, line: str) -> None:

@@ -8,6 +8,7 @@ import io
 import os
 import signal
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import msgpack
@@ -52,12 +53,36 @@ def flac(user_pcm: bytes, user_rate: int, agent_pcm: bytes, agent_rate: int, tit
     return file.getvalue()
 
 
+@cache
+def _decoders() -> Any:
+    from workers.audio.opus import Decoders
+
+    return Decoders()
+
+
+def decode_opus(batch: list[Any]) -> list[Any]:
+    """opus.Decoders.decode: of each stream its messages."""
+    return _decoders().decode(batch)  # type: ignore[no-any-return]
+
+
+def forget_opus(stream: int) -> None:
+    """A stream is over."""
+    _decoders().forget(stream)
+
+
 def ping() -> str:
     """Whether anybody listens."""
     return "pong"
 
 
-VERBS: dict[str, Callable[..., Any]] = {"onset": onset, "offset": offset, "flac": flac, "ping": ping}
+VERBS: dict[str, Callable[..., Any]] = {
+    "onset": onset,
+    "offset": offset,
+    "flac": flac,
+    "opus": decode_opus,
+    "forget_opus": forget_opus,
+    "ping": ping,
+}
 
 
 def answer(verb: str, arguments: list[Any]) -> tuple[str | None, Any]:

@@ -112,7 +112,7 @@ class Hearing:
         size = len(pcm) // count
         if rate != self.rate or size != self._last_bytes:
             self._another_kind(rate, size)
-        block = Block(pcm, instants, self._serial)
+        block = Block(pcm, instants, self._serial, position=self.bytes_received // 2)
         played = block.played.append
         self._serial += count
         self.bytes_received += len(pcm)

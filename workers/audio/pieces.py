@@ -15,12 +15,21 @@ class Block:
 
     pcm: int16 mono bytes of all. instants: of each two, it came at the first and not before the second (seconds).
     played: of each that was looked at so far two, when it plays and the width of that. serial: the first one's number.
+    position: samples of the stream before the first one.
     """
 
-    __slots__ = ("_taken", "instants", "pcm", "played", "serial", "size")
+    __slots__ = ("_taken", "instants", "pcm", "played", "position", "serial", "size")
 
-    def __init__(self, pcm: bytes, instants: "array[float]", serial: int, played: "array[float] | None" = None) -> None:
-        self.pcm, self.instants, self.serial = pcm, instants, serial
+    def __init__(
+        self,
+        pcm: bytes,
+        instants: "array[float]",
+        serial: int,
+        played: "array[float] | None" = None,
+        *,
+        position: int = 0,
+    ) -> None:
+        self.pcm, self.instants, self.serial, self.position = pcm, instants, serial, position
         self.size = 2 * len(pcm) // len(instants)
         self.played = array("d") if played is None else played
         self._taken = 0
@@ -35,25 +44,37 @@ class Block:
             return None
         both = slice(2 * begin, 2 * end)
         pcm = self.pcm[begin * self.size : end * self.size]
-        return Block(pcm, self.instants[both], self.serial + begin, self.played[both])
+        position = self.position + begin * self.size // 2
+        return Block(pcm, self.instants[both], self.serial + begin, self.played[both], position=position)
 
     def pieces(self) -> "list[Piece]":
         """Each by itself."""
         size, pairs = self.size, zip(self.played[::2], self.played[1::2], self.instants[::2], strict=True)
         return [
-            Piece(self.pcm[k * size : (k + 1) * size], play_at, at, width_s, self.serial + k)
+            Piece(
+                self.pcm[k * size : (k + 1) * size],
+                play_at,
+                at,
+                width_s,
+                self.serial + k,
+                self.position + k * size // 2,
+            )
             for k, (play_at, width_s, at) in enumerate(pairs)
         ]
 
 
 class Piece(NamedTuple):
-    """One chunk at playout: int16 mono bytes, when it plays, when it came and how narrowly that is known."""
+    """One chunk at playout: int16 mono bytes, when it plays, when it came and how narrowly that is known.
+
+    position: samples of the stream before it.
+    """
 
     pcm: bytes
     play_at: float
     at: float
     width_s: float
     serial: int
+    position: int = 0
 
 
 def pieces_of(blocks: Iterable[Block]) -> list[Piece]:
@@ -79,6 +100,15 @@ def placed(pieces: Sequence[Piece], position: int, rate: int) -> tuple[float, Pi
     position = max(0, position)
     index = bisect_right(starts, position) - 1
     return pieces[index].play_at + (position - starts[index]) / rate, pieces[index]
+
+
+def place_in_stream(pieces: Sequence[Piece], position: int) -> int:
+    """Samples of the stream before a sample (of `samples_of`)."""
+    for piece in pieces:
+        if position < len(piece.pcm) // 2:
+            return piece.position + position
+        position -= len(piece.pcm) // 2
+    return pieces[-1].position + len(pieces[-1].pcm) // 2 + position
 
 
 def until(at: float, piece: Piece, rate: int) -> Piece:

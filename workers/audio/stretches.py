@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.audio.gate import first_loud_sample
-from workers.audio.pieces import Block, Piece, joined, placed, samples_of
+from workers.audio.pieces import Block, Piece, joined, place_in_stream, placed, samples_of
 
 CONTEXT_S: Final = 0.3  # what the ear gets before and after the place in question
 NEW_RUN_S: Final = 0.05  # a longer hole parts two runs of audio: their samples are not neighbours
@@ -33,12 +33,14 @@ class Stretch:
         "last_loud_at",
         "onset_arrival_at",
         "onset_at",
+        "onset_position",
         "onset_width_s",
     )
 
     def __init__(self, piece: Piece, audible_at: float) -> None:
         self.first_chunk_at = self.first_chunk_width_s = 0.0  # of the run of audio it stands in
         self.onset_at = self.onset_width_s = self.onset_arrival_at = 0.0
+        self.onset_position = 0  # samples of the stream before it
         self.by: str | None = None  # who found the onset; None: not yet known
         self.cut_off = False  # cleared while it was audible
         self.last_loud_at = audible_at
@@ -51,6 +53,7 @@ class Stretch:
     def place(self, pieces: list[Piece], position: int, rate: int, by: str) -> None:
         """Its voice begins with this sample of `pieces`."""
         self.onset_at, piece = placed(pieces, position, rate)
+        self.onset_position = place_in_stream(pieces, max(0, position))
         self.onset_width_s, self.onset_arrival_at, self.by = piece.width_s, piece.at, by
         if not self.first_chunk_at:
             self.first_chunk_at, self.first_chunk_width_s = pieces[0].at, pieces[0].width_s

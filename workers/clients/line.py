@@ -72,11 +72,24 @@ def call_target(host: str, path: str, insecure: bool, token: str | None) -> Call
 class Line:
     """One connection. `gone` is why it is over, None while it is up."""
 
-    __slots__ = ("_frames", "_link", "address", "came", "clock", "gone", "ready_at", "send")
+    __slots__ = (
+        "_changed",
+        "_frames",
+        "_link",
+        "address",
+        "came",
+        "clock",
+        "gone",
+        "local_address",
+        "ready_at",
+        "send",
+    )
 
     def __init__(self, link: Link, address: str) -> None:
         self._link = link
         self._frames = Frames()
+        self._changed: Event | None = None  # while a greenlet waits for what comes
+        self.local_address = link.local_address
         self.address = address
         self.clock, self.ready_at = link.clock, time.monotonic()
         self.gone: TurnFailed | None = None
@@ -84,8 +97,13 @@ class Line:
         self.send = link.send  # called for each chunk
 
     @classmethod
-    def connect(cls, where: CallTarget, stream_id: str, timeout_s: float, board: Switchboard) -> "Line":
-        """Connect and shake hands, from a greenlet. Raises TurnFailed."""
+    def connect(
+        cls, where: CallTarget, stream_id: str, timeout_s: float, board: Switchboard, *, waits: bool = False
+    ) -> "Line":
+        """Connect and shake hands, from a greenlet. Raises TurnFailed.
+
+        waits: `await_more` is called next, and `hear_in_bulk` when enough has come.
+        """
         deadline = time.monotonic() + timeout_s
         try:
             link = Link.connect(
@@ -112,18 +130,39 @@ class Line:
             line.closed(early.error)
         else:
             link.expect(line)
-            line.came.plain = len(line.came.sizes)
-            link.inbox = line.came
+            if waits:
+                line._changed = Event()
+            else:
+                line.hear_in_bulk()
         return line
+
+    def await_more(self, until: float) -> bool:
+        """From a greenlet: wait until something has come, or the line is gone; False where neither did in time."""
+        assert self._changed is not None
+        if not self.came and self.gone is None:
+            self._changed.clear()
+            self._changed.wait(max(0.0, until - time.monotonic()))
+        return bool(self.came) or self.gone is not None
+
+    def hear_in_bulk(self) -> None:
+        """From now on nobody is woken by what comes: it waits in `came`."""
+        self._changed = None
+        if not self._link.shut:
+            self.came.plain = len(self.came.sizes)
+            self._link.inbox = self.came
 
     # ---- in the hub
 
     def receive(self, data: bytes, arrival: Arrival) -> None:
         self.came.add(data, *arrival)
+        if self._changed is not None:
+            self._changed.set()
 
     def closed(self, error: OSError | None) -> None:
         if self.gone is None:
             self.gone = _broken(error)
+        if self._changed is not None:
+            self._changed.set()
 
     # ---- whoever hears
 
@@ -223,7 +262,7 @@ _CLOSE_HINTS = {
 def _shake_hands(pipe: "_Handshake", address: str, token: str | None) -> None:
     header = [f"Authorization: Bearer {token}"] if token else []
     kinds = ("user-agent: cicada",)
-    shown = without_credentials(address)
+    shown = without_credentials(address).partition("?")[0]  # a query may hold a secret, or a prompt
     line = websocket.WebSocket(skip_utf8_validation=True)
     CookieJar.jar.clear()  # it is the whole process's: a caller's cookie would bind all others to its server
     try:

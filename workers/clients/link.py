@@ -78,6 +78,7 @@ class Link:
         "bytes_in",
         "clock",
         "inbox",
+        "local_address",
         "ready_at",
         "receiver",
         "shut",
@@ -90,6 +91,7 @@ class Link:
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.clock = "kernel" if ask_for_stamps(self._sock) else "user"
         self._fd = self._sock.fileno()
+        self.local_address: tuple[str, int] = self._sock.getsockname()[:2]
         self._empty_at = time.monotonic()
         self._drained = True  # the last look left nothing in the socket
         self._outbox = bytearray()

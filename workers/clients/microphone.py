@@ -56,7 +56,7 @@ class Spoken:
 class Microphone:
     """One caller's: sends from `Booth.open` to `close`. encode: makes a chunk's bytes when it is sent, if it must."""
 
-    __slots__ = ("_booth", "_slot", "call", "clip", "clip_due_at", "encode", "line", "send", "silence")
+    __slots__ = ("_booth", "_slot", "began_at", "call", "clip", "clip_due_at", "encode", "line", "send", "silence")
 
     def __init__(
         self, booth: "Booth", slot: int, call: Any, *, silence: bytes, encode: Callable[[bytes], bytes] | None
@@ -64,6 +64,7 @@ class Microphone:
         self._booth, self._slot = booth, slot
         line: Line = call.line
         self.line, self.send, self.silence, self.encode, self.call = line, line.send, silence, encode, call
+        self.began_at = 0.0  # mouth time of the first sample
         self.clip: Spoken | None = None
         self.clip_due_at = _NEVER  # when the clip's first chunk is due
 
@@ -118,6 +119,8 @@ class Booth:
             self._going = True
             self._tick = ceil((time.monotonic() - self._began_at) / self._slot_s)
             self._board.each_beat(self._run)
+        next_tick = self._tick + (slot - self._tick) % len(self._slots)
+        microphone.began_at = self._began_at + next_tick * self._slot_s - self.chunk_s
         return microphone
 
     def remove(self, microphone: Microphone, slot: int) -> None:

@@ -92,6 +92,19 @@ def _stalls(turn: CallTurn) -> Row:
 
 def call_row(turn: CallTurn, run: str, worker: str, scenario: str, keep_chunks: bool) -> Row:
     """Row of `turns`, in the schema's order."""
+    return as_row(call_columns(turn, run, worker, scenario, keep_chunks))
+
+
+def as_row(known: dict[str, object]) -> Row:
+    """Columns by name as a row of `turns`, trailing nulls left out."""
+    row = [known.get(name) for name in _COLUMNS]
+    while row[-1] is None:
+        row.pop()
+    return row
+
+
+def call_columns(turn: CallTurn, run: str, worker: str, scenario: str, keep_chunks: bool) -> dict[str, object]:
+    """What is known of a turn, by column."""
     answer = turn.answer
     overlap_s = max(0.0, turn.user_offset_at - answer.onset_at) if answer else None
     known: dict[str, object] = {
@@ -162,7 +175,4 @@ def call_row(turn: CallTurn, run: str, worker: str, scenario: str, keep_chunks: 
         if keep_chunks:
             known["chunk_at"] = [at for part in turn.utterances for at in part.at]
             known["chunk_media_s"] = [media_s for part in turn.utterances for media_s in part.media_s.tolist()]
-    row = [known.get(name) for name in _COLUMNS]
-    while row[-1] is None:
-        row.pop()
-    return row
+    return known

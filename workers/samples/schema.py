@@ -13,7 +13,7 @@ Instants end `_at`: CLOCK_MONOTONIC seconds of the worker's host. Durations end 
 
 from typing import Literal, NamedTuple
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 Kind = Literal["str", "int", "float", "bool", "floats"]
 
@@ -120,6 +120,24 @@ yielded                bool   the agent stopped speaking for a barge-in
 false_barge_ins        int    times the server cleared its audible answer though the user was silent
 interruptions          int    interruption messages of the server
 agent_stopped_hint_at  float  when the server said that its agent had stopped speaking
+host                   str    which of several servers (without credentials)
+mode                   str    which part of a run: text, audio, turn_taking, interruption, throughput
+iteration              int    which of the run's numbered iterations; null where they are not numbered
+decoded                bool   the agent's audio was decoded and heard; if not, only its text and its pages are known
+tokens                 int    text pieces that came from user_offset_at to the end of the turn
+last_token_at          float  arrival of the last of them (first_token_at: of the first)
+token_at               floats arrivals of all of them (kept for the share of rows that keep chunk_at)
+ttft_s                 float  first_token_at - user_offset_at
+itl_s                  float  (last_token_at - first_token_at) / (tokens - 1); null with fewer than two tokens
+tokens_per_s           float  tokens / e2e_s
+user_offset_position_s float  seconds of audio sent to the user's last voiced sample
+agent_onset_position_s float  seconds of audio received to the agent's first voiced sample (codec look-ahead left out)
+stream_transfer_offset_s float agent_onset_position_s - user_offset_position_s, signed: blind to a slow server
+lag_s                  float  seconds sent - seconds received, when the agent's first voiced sample came
+takeover               bool   the agent spoke for a second or more in answer (Full-Duplex-Bench's TOR, by duration)
+pause_takeover         bool   it took over in a pause of the user's; null where the query has no pause
+backchannels           int    stretches of its speech begun while the user spoke, shorter than a takeover
+user_pauses            int    pauses of 0.3 s or more within the query
 """
 )
 
@@ -159,6 +177,30 @@ user                   int    which user of the worker: a user who calls again h
 ready_at               float  when the call was up (handshake done)
 greeting_s             float  speech of the agent before the user's first word
 ended_by               str    user, run_ended, or the error_kind that ended it
+host                   str    as in turns
+mode                   str    as in turns
+voice                  str    voice prompt asked for
+decoded                bool   as in turns
+local_address          str    the client's end of the connection, IP:PORT, as the server's log names it
+local_port             int    its port
+connected_at           float  WebSocket handshake done (101), before the server's own
+setup_s                float  ready_at - started_at: connection, wait for the server's lock, prompts
+first_token_at         float  arrival of the session's first text piece
+first_audio_at         float  arrival of the message that completed the first decoded PCM
+sent_s                 float  audio sent
+received_s             float  audio received
+unknown_messages       int    messages of kinds that are not known
+lag_p50_s              float  seconds sent - seconds received at each arrival of audio, median
+lag_p99_s              float  the same
+lag_max_s              float  the same, worst
+lag_growth_s_per_min   float  slope of a straight line through it; null under five seconds
+lag_at                 floats instants of lag_series_s, about one a second
+lag_series_s           floats seconds sent - seconds received at them
+interarrival_p50_s     float  between arrivals of audio, median
+interarrival_p99_s     float  the same
+client_stalls          int    underruns of the reference browser client, simulated (1 ms or more)
+client_stalled_s       float  their total
+client_dropped_s       float  audio it threw away to catch up
 """
 )
 
@@ -186,6 +228,8 @@ send_late_p50_s        float  their lateness, median
 send_late_p99_s        float  their lateness
 calls                  int    calls up at the end of the second
 ears_lost              int    hearing subprocesses that died so far
+ear_cpu_share          float  CPU time of the hearing subprocess / wall time
+ear_behind_s           float  longest that audio waited to be decoded, of what was decoded in this second
 """
 )
 

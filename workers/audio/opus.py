@@ -1,0 +1,179 @@
+"""Ogg-Opus as full-duplex servers speak it: pages made once and sent by all, pages heard. Knows nothing of sockets.
+
+24 kHz mono, 1,920 samples (80 ms) a message, in pages as `sphn` cuts them. An encoder's state after silence is the same
+wherever the silence was: pages of one long encode can be spliced at silence and repeated. Decoders accept sequence
+numbers and granules that jump. OpusHead and OpusTags come once, first.
+
+Decoding holds the GIL: it belongs into the ear's process, never where microphones are paced.
+"""
+
+import zlib
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Samples = npt.NDArray[np.int16]
+
+RATE: Final = 24_000
+CHUNK: Final = 1_920  # samples a message
+CHUNK_S: Final = CHUNK / RATE
+LOOK_AHEAD: Final = 156  # samples by which libopus's encoder is late (312 of 48 kHz); `sphn` leaves them in
+_GRANULES: Final = 48_000  # a second (RFC 7845)
+_SETTLED: Final = 50  # chunks of silence after which all pages of it are alike
+_HEADER: Final = 27
+_FAULTY: Final = "no Ogg page"
+_MIRRORED: Final = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+class BadOpus(ValueError):
+    """Bytes that are no Ogg-Opus; the text says what is wrong."""
+
+
+class Pages(NamedTuple):
+    """One recording on the wire: a message's payload a chunk. silence: that of a silent chunk, to be repeated."""
+
+    head: bytes  # OpusHead and OpusTags
+    silence: bytes
+
+
+def standard_pages() -> Pages:
+    """What every stream begins with, and its silence. About 50 ms of computing."""
+    writer = _writer()
+    first = writer.append_pcm(np.zeros(CHUNK, np.float32))
+    for _ in range(_SETTLED):
+        silence = writer.append_pcm(np.zeros(CHUNK, np.float32))
+    return Pages(first[: _head_bytes(first)], bytes(silence))
+
+
+def encoded(samples: Samples) -> list[bytes]:
+    """A recording (int16 mono at RATE) as payloads, a chunk each, to be put between silent ones.
+
+    One more than the samples fill: what the encoder's look-ahead holds back comes with it.
+    """
+    writer = _writer()
+    for _ in range(_SETTLED):
+        writer.append_pcm(np.zeros(CHUNK, np.float32))
+    count = -(-len(samples) // CHUNK) + 1
+    padded = np.zeros(count * CHUNK, np.float32)
+    padded[: len(samples)] = samples.astype(np.float32) / 32768
+    return [bytes(writer.append_pcm(chunk)) for chunk in padded.reshape(count, CHUNK)]
+
+
+def _writer() -> Any:
+    import sphn
+
+    return sphn.OpusStreamWriter(RATE)
+
+
+def _head_bytes(first: bytes) -> int:
+    """How many bytes of a stream's first payload are OpusHead and OpusTags: the pages without audio."""
+    begin = 0
+    for begin, end in page_spans(first):  # noqa: B007 - the page that ends the head is what is wanted
+        if int.from_bytes(first[begin + 6 : begin + 14], "little") > 0:
+            return begin
+    return end
+
+
+def page_spans(data: bytes) -> list[tuple[int, int]]:
+    """Where each page of `data` begins and ends. Raises BadOpus where it is not whole pages, one after the other."""
+    spans = []
+    begin, size = 0, len(data)
+    while begin < size:
+        if size - begin < _HEADER or data[begin : begin + 5] != b"OggS\0":
+            raise BadOpus(f"{_FAULTY} begins at byte {begin} of {size}: {data[begin : begin + 8].hex(' ')}")
+        segments = data[begin + 26]
+        body = begin + _HEADER + segments
+        end = body + sum(data[begin + _HEADER : body])
+        if end > size or body > size:
+            raise BadOpus(f"an Ogg page of {end - begin} bytes in {size - begin}")
+        spans.append((begin, end))
+        begin = end
+    return spans
+
+
+def check(data: bytes) -> None:
+    """Raises BadOpus where a page is torn or its checksum is wrong: decoders make noise of such pages."""
+    for begin, end in page_spans(data):
+        page = data[begin : begin + 22] + bytes(4) + data[begin + 26 : end]
+        told = int.from_bytes(data[begin + 22 : begin + 26], "little")
+        if told != _checksum(page):
+            raise BadOpus("an Ogg page with a wrong checksum")
+
+
+def _checksum(page: bytes) -> int:
+    """Ogg's CRC (RFC 3533: polynomial 0x04c11db7, most significant bit first) by zlib's, which is its mirror image."""
+    mirrored = zlib.crc32(page.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int.from_bytes(mirrored.to_bytes(4, "little").translate(_MIRRORED), "big")
+
+
+def ends_at(data: bytes) -> int | None:
+    """Samples (at RATE) that the stream has with the last page of `data`, as its granule says; None if it says none.
+
+    The cheap way to know how much came of a stream that nobody decodes. Raises BadOpus.
+    """
+    begin, _ = page_spans(data)[-1]
+    granule = int.from_bytes(data[begin + 6 : begin + 14], "little", signed=True)
+    return granule * RATE // _GRANULES if granule > 0 else None
+
+
+class Decoder:
+    """One stream's. After a message that cannot be decoded it goes on with the next one."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._reader: Any = None
+
+    def feed(self, data: bytes) -> Samples:
+        """The samples that a message completes, int16 mono at RATE. Raises BadOpus."""
+        check(data)
+        if not data:
+            raise BadOpus("an audio message without a page")
+        if self._reader is None:
+            self._reader = self._opened()
+        if not self._head and data.find(b"OpusHead", _HEADER) > 0:
+            self._head = data[: _head_bytes(data)]
+        try:
+            heard = self._reader.append_bytes(data)
+        except (ValueError, RuntimeError) as error:
+            self._reader = None
+            raise BadOpus(f"Opus that cannot be decoded: {' '.join(str(error).split())[:200]}") from None
+        samples: Samples = np.clip(np.rint(heard * 32768.0), -32768, 32767).astype(np.int16)
+        return samples
+
+    def _opened(self) -> Any:
+        import sphn
+
+        reader = sphn.OpusStreamReader(RATE)
+        if self._head:
+            reader.append_bytes(self._head)
+        return reader
+
+
+class Decoders:
+    """All streams of an ear, by number."""
+
+    def __init__(self) -> None:
+        self._streams: dict[int, Decoder] = {}
+
+    def decode(self, batch: list[tuple[int, list[bytes]]]) -> list[tuple[list[int], bytes, str | None]]:
+        """Of each stream its messages, in their order: samples of each, all int16 bytes, and the first fault."""
+        return [self._decoded(stream, messages) for stream, messages in batch]
+
+    def _decoded(self, stream: int, messages: list[bytes]) -> tuple[list[int], bytes, str | None]:
+        decoder = self._streams.setdefault(stream, Decoder())
+        sizes, pcm, fault = [], [], None
+        for data in messages:
+            try:
+                samples = decoder.feed(data)
+            except BadOpus as error:
+                fault = fault or str(error)
+                sizes.append(0)
+                continue
+            sizes.append(len(samples))
+            pcm.append(samples.tobytes())
+        return sizes, b"".join(pcm), fault
+
+    def forget(self, stream: int) -> None:
+        """The stream is over."""
+        self._streams.pop(stream, None)
