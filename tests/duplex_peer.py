@@ -41,6 +41,7 @@ class Role:
     answers: Callable[[int], bool] = lambda number: True
     step_s: float = 0.0
     never_shakes_hands: bool = False
+    deaf_after: int | None = None  # messages: then it closes, though it has sent no audio
     closes_after: int | None = None  # chunks
     close_code: int | None = 1000  # None: the TCP connection ends
     spoils: tuple[int, ...] = ()  # chunks whose page is corrupted
@@ -60,6 +61,7 @@ class Session:
     pings: int = 0
     handshake_at: float = 0.0
     first_client_message: bytes = b""
+    first_page_at: float = 0.0
     received: int = 0  # chunks
     sent: int = 0
     user_offsets: list[int] = field(default_factory=list)  # positions one past the user's last voiced samples
@@ -77,7 +79,6 @@ class DuplexPeer:
         self._at_a_time = sessions_at_a_time
         self.sessions: list[Session] = []
         self.port = 0
-        self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -94,7 +95,9 @@ class DuplexPeer:
         self._thread.join(10)
 
     def _run(self) -> None:
-        self._loop.run_until_complete(self._serve())
+        with asyncio.Runner() as runner:
+            self._loop = runner.get_loop()
+            runner.run(self._serve())
 
     async def _serve(self) -> None:
         self._over = asyncio.Event()
@@ -145,14 +148,21 @@ class _Talk:
         session.messages_before_handshake = len(self.socket.recv_messages.frames)
         session.handshake_at = time.monotonic()
         await self.socket.send(role.handshake)
-        if role.head_at_handshake:
+        if role.head_at_handshake and role.deaf_after is None:
             first = bytes(self._writer.append_pcm(np.zeros(CHUNK, np.float32)))
             second, third = first.index(b"OggS", 4), first.index(b"OggS", first.index(b"OggS", 4) + 4)
             await self.socket.send(b"\x01" + first[:second])
             await self.socket.send(b"\x01" + first[second:third])
             self._writer = sphn.OpusStreamWriter(RATE)  # its own head is cut off below
         waiting = np.empty(0, np.float32)
+        read = 0
         async for message in self.socket:
+            read += 1
+            if role.deaf_after is not None:
+                if read >= role.deaf_after:
+                    await self.socket.close(1000, "as scripted")
+                    return
+                continue
             assert isinstance(message, bytes)
             session.first_client_message = session.first_client_message or message
             assert message[0] == 1, f"a client sends audio only, not kind {message[0]}"
@@ -202,6 +212,7 @@ class _Talk:
                     self._pieces.setdefault(number + 2 * k, []).append(f"\x02 word{k}".encode())
             if begin < last <= begin + CHUNK:
                 session.offsets.append(last)
+        session.first_page_at = session.first_page_at or now
         await self.socket.send(b"\x01" + page)
         session.sent += 1
         session.lag_max_s = max(session.lag_max_s, now - read_at)

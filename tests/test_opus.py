@@ -67,14 +67,29 @@ def test_the_head_comes_once_and_brings_no_sample(pages: opus.Pages) -> None:
     assert b"OpusHead" in pages.head
     assert b"OpusTags" in pages.head
     assert len(Decoder().feed(pages.head)) == 0
-    assert opus.ends_at(pages.head) is None
+    assert opus.samples_in(pages.head) == 0
     assert len(opus.page_spans(pages.silence)) == pages.silence.count(b"OggS")
 
 
-def test_granules_say_how_much_has_come() -> None:
-    writer = sphn.OpusStreamWriter(RATE)
-    for count in range(1, 6):
-        assert opus.ends_at(writer.append_pcm(np.zeros(CHUNK, np.float32))) == count * CHUNK
+def test_packets_say_how_much_they_hold_without_being_decoded(pages: opus.Pages) -> None:
+    for message in (pages.silence, pages.head + pages.silence, *opus.encoded(voice(0.3))):
+        reader = sphn.OpusStreamReader(RATE)
+        reader.append_bytes(pages.head)
+        assert opus.samples_in(message) == len(reader.append_bytes(message)) == CHUNK
+
+
+@pytest.mark.parametrize(
+    ("packet", "expected_ms"),
+    [
+        (b"\x00", 10), (b"\x08", 20), (b"\x10", 40), (b"\x58", 60), (b"\x60", 10), (b"\x78", 20),
+        (b"\x80", 2.5), (b"\xf8", 20), (b"\xf9", 40), (b"\xfa", 40), (b"\xfb\x03", 60), (b"\xfb", 0),
+    ],
+)  # fmt: skip
+def test_each_kind_of_packet_is_as_long_as_rfc_6716_says(packet: bytes, expected_ms: float) -> None:
+    page = b"OggS" + bytes(22) + bytes((1, len(packet))) + packet
+    assert opus.samples_in(page) == round(expected_ms * RATE / 1000)
+    continued = page[:5] + b"\x01" + page[6:]
+    assert opus.samples_in(continued) == 0  # it began in the page before
 
 
 def test_every_flipped_bit_of_a_page_is_told(pages: opus.Pages) -> None:
@@ -95,14 +110,18 @@ def test_a_torn_page_is_told_wherever_it_is_torn(pages: opus.Pages) -> None:
                 opus.check(pages.silence[:size])
 
 
-def test_a_bad_message_costs_itself_alone(pages: opus.Pages) -> None:
+def test_a_bad_message_costs_itself_alone_and_moves_nothing(pages: opus.Pages) -> None:
     said = opus.encoded(voice())
     spoiled = bytearray(said[2])
     spoiled[-3] ^= 0xFF
     sizes, pcm, fault = Decoders().decode([(7, [pages.head, *said[:2], bytes(spoiled), *said[3:]])])[0]
-    assert sizes == [0, CHUNK, CHUNK, 0, *[CHUNK] * (len(said) - 3)]
-    assert len(pcm) == 2 * sum(sizes)
+    assert sizes == [0, *[CHUNK] * len(said)]
+    heard = np.frombuffer(pcm, np.int16).reshape(-1, CHUNK)
+    assert not heard[2].any()
+    assert [bool(np.abs(chunk).max() > 4_000) for chunk in heard[:6]] == [True, True, False, True, True, True]
     assert fault == "an Ogg page with a wrong checksum"
+    sizes, _, fault = Decoders().decode([(7, [pages.head, said[0], said[1][:50]])])[0]
+    assert (sizes, fault is None) == ([0, CHUNK, 0], False)  # torn: nobody knows how long it was
 
 
 def test_empty_and_foreign_messages_are_told() -> None:

@@ -1,7 +1,12 @@
 """The wire of full-duplex models: kinds told apart by what they send, nothing fatal that need not be."""
 
+import base64
+import json
+from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
+import numpy as np
 import pytest
 
 from workers.audio import opus
@@ -87,3 +92,47 @@ def test_seed_and_empty_prompts_are_refused() -> None:
         query_of("", "NATF0.pt", "  ")
     with pytest.raises(BadTarget, match="voice_prompt is empty"):
         query_of("voice_prompt=", "NATF0.pt", "Be kind.")
+
+
+# ------------------------------------------------------------------------------- captured sessions (tests/wire)
+
+CAPTURED: dict[str, Any] = json.loads((Path(__file__).parent / "wire" / "moshi.json").read_text("utf-8"))
+SESSIONS = {**CAPTURED["sessions"], "backend": CAPTURED["backend"]}
+
+
+def messages(side: str, name: str) -> list[bytes]:
+    return [base64.b64decode(message) for message in SESSIONS[name][side]]
+
+
+@pytest.mark.parametrize(
+    ("name", "dialect"), [("moshi", "moshi"), ("personaplex", "personaplex"), ("backend", "moshi_backend")]
+)
+def test_a_captured_session_is_heard_to_the_sample(name: str, dialect: str) -> None:
+    """Where the tone was put before it was encoded, there it is found, but for the encoder's look-ahead."""
+    truth, session = SESSIONS[name]["truth"], codec(name if name != "backend" else "moshi")
+    found = [event for message in messages("server", name) for event in session.decode(BINARY, message)]
+    assert [event for event in found if isinstance(event, Handshake)] == [Handshake(dialect)]
+    assert isinstance(found[0], Handshake)
+    assert [event.text for event in found if isinstance(event, Text)] == truth["text_pieces"]
+    assert not [event for event in found if isinstance(event, Fault | Unknown)]
+    decoder, audio = opus.Decoder(), [event.data for event in found if isinstance(event, Compressed)]
+    samples = np.concatenate([decoder.feed(data) for data in audio])
+    assert len(samples) == sum(map(opus.samples_in, audio)) == truth["chunks"] * truth["chunk_samples"]
+    loud = np.flatnonzero(np.abs(samples.astype(np.int32)) > 0.5 * 32768 * truth["amplitude"])
+    begin, end = truth["server_tone_samples"]
+    assert loud[0] - opus.LOOK_AHEAD == pytest.approx(begin, abs=48)  # 2 ms: a tone begins at zero
+    assert loud[-1] - opus.LOOK_AHEAD == pytest.approx(end, abs=48)
+
+
+def test_what_the_real_client_sends_we_send() -> None:
+    """Kyutai's own: OpusHead and OpusTags once, first; then pages of audio, and nothing but audio."""
+    sent = messages("client", "moshi")
+    assert {message[0] for message in sent} == {1}
+    assert sent[0][1:].startswith(opus.standard_pages().head)
+    assert len(opus.page_spans(opus.standard_pages().silence)) == len(opus.page_spans(sent[1][1:]))
+
+
+def test_moshi_backends_other_messages() -> None:
+    events = [event for message in messages("others", "backend") for event in codec("moshi").decode(BINARY, message)]
+    assert Unknown(3) in events
+    assert [event.kind for event in events if isinstance(event, Fault)] == ["server_said_failure"]

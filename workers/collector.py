@@ -18,6 +18,7 @@ from workers.samples.relay import Inlet, copy_tail
 from workers.samples.schema import METRICS_LOG
 
 if TYPE_CHECKING:
+    from workers.master_dealing import Dealt
     from workers.scraping import Scraper
 
 _log = logging.getLogger("cicada")
@@ -37,6 +38,7 @@ class Collector:
         self.trouble: str | None = None
         self.exit_code = 0  # what the targets come to: 0 they hold, 1 one is missed, 2 one cannot be judged
         self.full = False  # this machine's disk takes no more rows
+        self.dealt: Dealt | None = None  # of a run with iterations
         self.level: tuple[int, bool] | None = None  # users, and whether turns count: of a run with load levels
         self._inlets: dict[str, Inlet] = {}
         urls: list[str] = opening["scenario"]["metrics"]
@@ -145,6 +147,9 @@ class Collector:
         if self._scraper is not None:
             self.manifest["metrics_endpoints"] = self._scraper.stop()
             self._scraper = None
+        if self.dealt is not None:
+            self.dealt.close()
+            self.manifest["lost_iterations"] = self.dealt.lost
         missing = []
         for worker, facts in self.workers.items():
             if not self.complete(worker):
@@ -166,7 +171,9 @@ class Collector:
             missing.append(f"no tables were made: {sealed.stderr.strip() or sealed.returncode}; the log is whole")
             return missing
         if output_dir := self.manifest["scenario"].get("output_dir"):
-            missing += self._export(output_dir)
+            missing += self._export("voice_agent", output_dir)
+        if self.manifest["scenario"].get("mode") or self.manifest["scenario"].get("output"):
+            missing += self._export("personaplex", self._output())
         if self.manifest.get("levels") or self.targets:
             missing += self._answer()
         return missing
@@ -185,12 +192,20 @@ class Collector:
 
         return Scraper(self.run_dir / METRICS_LOG, self.run, urls, insecure=self.manifest["scenario"]["insecure"])
 
-    def _export(self, output_dir: str) -> list[str]:
-        """Write and show the run as NVIDIA's benchmark does; what went wrong, in words."""
-        command = [sys.executable, "-m", "analysis.report", str(self.run_dir), "--export", "voice_agent"]
-        made = subprocess.run([*command, "--output", output_dir], capture_output=True, text=True, check=False)
+    def _output(self) -> str:
+        """The file for the run as JSON."""
+        return str(self.manifest["scenario"].get("output") or Path("reports", f"{self.run}.json"))
+
+    def _export(self, form: str, output: str) -> list[str]:
+        """Write and show the run in another benchmark's form; what went wrong, in words."""
+        command = [sys.executable, "-m", "analysis.report", str(self.run_dir), "--export", form]
+        made = subprocess.run([*command, "--output", output], capture_output=True, text=True, check=False)
         print(made.stdout, flush=True)
-        return [f"nothing was written to {output_dir}: {made.stderr.strip()}"] if made.returncode else []
+        if made.returncode:
+            why = made.stderr.strip().rpartition("\n")[2]
+            return [f"nothing was written to {output}: {why}"]
+        _log.info("written as %s: %s", form, output)
+        return []
 
     def _recover(self, worker: str, facts: WorkerFacts) -> str:
         spool = Path(facts["spool"])

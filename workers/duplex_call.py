@@ -140,10 +140,6 @@ class DuplexCall(Call):
             if not self.decoded and len(turn.token_at) == 1:
                 self._changed.set()
 
-    @property
-    def received_s(self) -> float:
-        return self.inflow.received_s
-
     def came(self, at: float, samples: int) -> None:
         """A message with so many samples of audio came."""
         if samples > 0:
@@ -227,12 +223,26 @@ class DuplexCall(Call):
             raise TurnFailed("timed_out", "no_text_in_time", line)
 
     def _hear_until_now(self) -> float:
-        """The same, with what the ear has still to decode."""
+        """The same, with what the ear has still to decode. Raises TurnFailed where nothing has come for long."""
         now = super()._hear_until_now()
         if self.waits_for_ear:
             self._ear_answered.clear()
             self._ear_answered.wait(_EAR_BUSY_S)
+        if self._has_stopped(now) and self.line.gone is None:
+            line = f"no audio, not even silence, for answer_timeout_s ({self._scenario.answer_timeout_s:g} s)"
+            raise TurnFailed("timed_out", "stopped_sending", line)
         return now
+
+    def _has_stopped(self, now: float) -> bool:
+        last_at = self.inflow.last_at
+        return bool(last_at) and now - last_at > self._scenario.answer_timeout_s
+
+    def _quiet_at(self, not_before: float) -> float:
+        """Such an agent sends its silence, too: where nothing comes, nobody knows yet whether it is quiet."""
+        quiet_at, now = super()._quiet_at(not_before), time.monotonic()
+        if now < quiet_at or self.hearing.playhead >= quiet_at or self._has_stopped(now):
+            return quiet_at
+        return now + opus.CHUNK_S
 
     def _raise_if_gone(self) -> None:
         gone = self.line.gone

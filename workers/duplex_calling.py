@@ -62,8 +62,7 @@ class DuplexCalling(Calling):
         self._pages = opus.standard_pages()
         self._voice = scenario.voice_prompt
         self.hosts = [call_target(host, scenario.path or PATH, scenario.insecure, token) for host in servers]
-        where = recordings.folder(scenario.cache_dir, scenario.samples_dir)
-        self.scripts = [self._script(one, scenario) for one in recordings.load(where)]
+        self.scripts = [self._script(one, scenario) for one in recordings.of_scenario(scenario)]
         self.queries: list[tuple[Script, Query]] = [
             (script, query) for script in self.scripts for query in script.repertoire.queries
         ]
@@ -135,12 +134,9 @@ class DuplexCalling(Calling):
             instants.extend(arrival)
         else:
             try:
-                ends_at = opus.ends_at(event.data)
+                call.came(arrival.at, opus.samples_in(event.data))
             except opus.BadOpus as error:
                 call.note(Fault("bad_opus", str(error)), arrival)
-                return
-            if ends_at is not None:
-                call.came(arrival.at, ends_at - round(call.received_s * opus.RATE))
 
     def _ask_ear(self) -> None:
         if not self._for_ear:

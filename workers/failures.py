@@ -23,7 +23,7 @@ class TurnFailed(Exception):
                      bad_json, bad_media, bad_base64, bad_mark, wrong_stream
 
     And of full-duplex sessions:
-    timed_out        handshake_timeout, no_text_in_time (of a session that is not decoded)
+    timed_out        handshake_timeout, stopped_sending, no_text_in_time (of a session that is not decoded)
     disconnected     closed_without_audio
     protocol_error   bad_opus, bad_text, empty_message, server_said_failure
     """

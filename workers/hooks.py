@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import gevent
 from locust import events
@@ -21,10 +21,13 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, WorkerRunner
 
-from workers import adviser, manifest, targets
+from workers import adviser, manifest, master_dealing, mock_server, recordings, targets
 from workers.audio.clips import ClipError
 from workers.clients.http_connection import BadTarget
 from workers.collector import Collector
+from workers.dealing import Dealing, Said
+from workers.iterations import Iteration
+from workers.recordings import RecordingError
 from workers.run import LiveRun
 from workers.samples.measure import Turn
 from workers.samples.recorder import LogFull
@@ -35,6 +38,7 @@ EXIT_ASKED_WRONG = 2  # the scenario or the target cannot be run
 EXIT_INCOMPLETE = 3  # a worker or rows were lost, or recording had to stop
 
 _MASTER_SILENT_S = 5.0
+_MOCK_SESSIONS = 64
 
 _log = logging.getLogger("cicada")
 
@@ -123,11 +127,17 @@ def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
         runner.register_message("cicada_drained", _on_drained)
         runner.register_message("cicada_trouble", _on_trouble, concurrent=True)
         runner.register_message("cicada_parcel", _on_parcel)
+        runner.register_message(master_dealing.SAID, _on_iteration)
     else:
-        _station = Station(runner, lambda line: _tell_trouble(environment, line))
+        _station = Station(
+            runner,
+            lambda line: _tell_trouble(environment, line),
+            lambda run, said, iteration: _say_of_iteration(runner, run, said, iteration),
+        )
     if isinstance(runner, WorkerRunner):
         runner.register_message("cicada_ack", _on_ack)
         runner.register_message("cicada_level", _on_level)
+        runner.register_message(master_dealing.GRANT, _on_grant)
         runner.register_message("cicada_parcel_ack", _on_parcel_ack)
         runner.register_message("cicada_drain", _on_drain, concurrent=True)
     _tame_sigint(runner)
@@ -140,17 +150,46 @@ def _check_options(environment: Environment) -> None:
     options: Any = environment.parsed_options
     try:
         scenario = resolve(options, targets.protocols(environment.user_classes))
+        if scenario.download_samples:
+            _download(environment, scenario)
+        if scenario.mock:
+            _mock(environment, scenario)
         if options.headless or options.autostart or environment.host:
             _check(environment, scenario)
         as_clients(options, scenario)
-    except (ScenarioError, BadTarget, ClipError) as error:
+    except (ScenarioError, BadTarget, ClipError, RecordingError, OSError) as error:
         print(f"cicada: {error}", file=sys.stderr, flush=True)
         _dismiss_forked_workers(environment)
         sys.exit(EXIT_ASKED_WRONG)
 
 
+def _download(environment: Environment, scenario: Scenario) -> NoReturn:
+    """--download-samples: fetch and list the official recordings, and begin no run."""
+    status = recordings.download_command(recordings.folder(scenario.cache_dir, scenario.samples_dir))
+    _dismiss_forked_workers(environment)
+    sys.exit(status)
+
+
+def _mock(environment: Environment, scenario: Scenario) -> None:
+    """--mock: the run's host is a server of its own. Raises ScenarioError, OSError."""
+    if "personaplex" not in targets.protocols(environment.user_classes):
+        raise ScenarioError("scenario: mock: is for full-duplex users only (locustfiles/talk_personaplex.py)")
+    if scenario.servers or targets.host_was_asked():
+        raise ScenarioError("scenario: mock: starts a server of its own; leave out --host and servers, or --mock")
+    options: Any = environment.parsed_options
+    sessions = max(scenario.concurrency or 0, options.num_users or 0) or _MOCK_SESSIONS
+    environment.host, engine = mock_server.start(sessions)
+    print(
+        f"cicada: --mock: the bundled server answers at {environment.host}, with {engine} speech:"
+        " figures of this run are of no model",
+        flush=True,
+    )
+
+
 def _check(environment: Environment, scenario: Scenario) -> dict[str, str]:
     """Hosts by protocol, once what was asked for can be run and judged. Raises ScenarioError, BadTarget, ClipError."""
+    if scenario.mode is not None and environment.shape_class is not None:
+        raise ScenarioError("scenario: mode: iterations and a load shape do not go together; leave one of them out")
     hosts = targets.check(environment, scenario)
     if scenario.targets is not None:
         try:
@@ -183,7 +222,7 @@ def _on_test_start(environment: Environment, **_: Any) -> None:
         options.cicada_run = None
         try:
             options.cicada_run = _begin_run(environment)
-        except (ScenarioError, BadTarget, ClipError, OSError) as error:
+        except (ScenarioError, BadTarget, ClipError, RecordingError, OSError) as error:
             line = f"no run was started: {error}"
             stop_for(environment, line, EXIT_ASKED_WRONG)
             return
@@ -207,14 +246,24 @@ def _begin_run(environment: Environment) -> dict[str, Any]:
         shape.check(scenario, list(hosts))
     run_dir = manifest.new_run_dir(Path(scenario.runs_dir), scenario.name)
     users = options.num_users
-    host = " ".join(sorted(set(hosts.values())))
-    facts = manifest.opening(run_dir.name, host, scenario.model_dump(mode="json"), users, sys.argv)
+    servers = targets.servers(environment, scenario) if "personaplex" in hosts else []
+    places = {*hosts.values(), *servers}
+    facts = manifest.opening(run_dir.name, " ".join(sorted(places)), scenario.model_dump(mode="json"), users, sys.argv)
+    spoken = recordings.of_scenario(scenario) if "personaplex" in hosts else None
+    if spoken is not None:
+        facts["mock"] = scenario.mock
+        facts["recordings"] = {
+            "source": ", ".join(sorted({one.source for one in spoken})),
+            "names": [one.name for one in spoken],
+        }
     _master = Collector(run_dir, facts)
-    gevent.spawn(_master.ask_target, set(hosts.values()))
+    _master.dealt = master_dealing.begin(environment, scenario, _master.run, _dealing_here)
+    gevent.spawn(_master.ask_target, places)
     _log.info("rows go to %s", run_dir)
     if "voice_agent" in hosts and hosts["voice_agent"] != environment.host:
         _log.info("calls go to %s", manifest.without_credentials(hosts["voice_agent"]))
-    names = [worker_name(client.id) for client in runner.clients.ready] if isinstance(runner, MasterRunner) else []
+    distributed = isinstance(runner, MasterRunner)
+    names = [worker_name(client.id) for client in runner.clients.ready] if distributed else []
     if isinstance(runner, LocalRunner) and _station is not None:
         names = [_station.worker]
     ramp_s = (users or 1) / (options.spawn_rate or 1) if environment.shape_class is None else 0.0
@@ -225,12 +274,15 @@ def _begin_run(environment: Environment) -> dict[str, Any]:
         "scenario": scenario.model_dump(mode="json", exclude={"metrics"}),  # whose URLs may hold a password
         "texts": resolve_texts(scenario),
         "hosts": hosts,
+        "servers": servers,
         "clips": targets.fingerprint(scenario) if "voice_agent" in hosts else None,
+        "recordings": targets.fingerprint_of(spoken) if spoken is not None and distributed else None,
         "starts_wall_at": now,
         # An open loop begins when its users are there: starts nobody could take would say nothing of the target.
         "open_loop_wall_at": now + ramp_s + 1.0,
         "share": {name: [index, len(names)] for index, name in enumerate(names)},
         "level": getattr(shape, "level", None),
+        "dealt": scenario.mode is not None,
     }
 
 
@@ -298,6 +350,12 @@ def _on_trouble(environment: Environment, msg: Any, **_: Any) -> None:
     stop_for(environment, msg.data["line"])
 
 
+def _on_iteration(environment: Environment, msg: Any, **_: Any) -> None:
+    data = msg.data
+    if _master is not None and _master.dealt is not None and data["run"] == _master.run:
+        _master.dealt.hear(msg.node_id, data["said"], Iteration(*data["iteration"]))
+
+
 # ---- messages at a worker
 
 
@@ -312,6 +370,12 @@ def _on_level(environment: Environment, msg: Any, **_: Any) -> None:
     run = live_run()
     if run is not None and msg.data["run"] == run.id:
         run.enter_level(msg.data["users"], measured=msg.data["measured"])
+
+
+def _on_grant(environment: Environment, msg: Any, **_: Any) -> None:
+    run = live_run()
+    if run is not None and msg.data["run"] == run.id:
+        run.dealing.granted(Iteration(*msg.data["iteration"]), msg.data["left_s"])
 
 
 def _on_parcel_ack(environment: Environment, msg: Any, **_: Any) -> None:
@@ -330,6 +394,8 @@ def _on_drain(environment: Environment, msg: Any, **_: Any) -> None:
 @events.test_stopping.add_listener
 def _on_test_stopping(environment: Environment, **_: Any) -> None:
     runner: Any = environment.runner
+    if _master is not None and _master.dealt is not None:
+        _master.dealt.close()
     if isinstance(runner, MasterRunner) and _master is not None:
         _drain_workers(runner, environment)
     elif isinstance(runner, LocalRunner):
@@ -352,6 +418,19 @@ def _tell_trouble(environment: Environment, line: str) -> None:
         environment.runner.send_message("cicada_trouble", {"line": line})
     else:
         stop_for(environment, line)
+
+
+def _say_of_iteration(runner: Any, run: str, said: Said, iteration: Iteration) -> None:
+    if isinstance(runner, WorkerRunner):
+        runner.send_message(master_dealing.SAID, {"run": run, "said": said, "iteration": list(iteration)})
+    elif _master is not None and _master.dealt is not None:
+        _master.dealt.hear(master_dealing.LOCAL, said, iteration)
+
+
+def _dealing_here() -> Dealing:
+    run = live_run()
+    assert run is not None
+    return run.dealing
 
 
 def _grace_s(environment: Environment) -> float:

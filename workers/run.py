@@ -11,25 +11,30 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import gevent
 from gevent.event import AsyncResult, Event
 
+from workers import recordings
 from workers.arrivals import schedule
 from workers.calling import Calling
 from workers.clients.http_connection import Target, target
 from workers.clients.http_speech import DIALECTS
 from workers.clients.switchboard import switchboard
 from workers.clients.ticker import Call
+from workers.dealing import Dealing, Say
 from workers.events import ServerFigure
 from workers.health import Health
 from workers.samples.measure import Row, Turn, start_row
 from workers.samples.recorder import LogFull, Recorder
 from workers.samples.schema import names
 from workers.settings import Scenario, token
-from workers.targets import fingerprint
+from workers.targets import fingerprint, fingerprint_of
 from workers.texts import generated
+
+if TYPE_CHECKING:
+    from workers.duplex_calling import DuplexCalling
 
 AnyTurn = TypeVar("AnyTurn", bound=Turn)
 
@@ -57,10 +62,12 @@ class LiveRun:
         facts: dict[str, Any],
         log: Path,
         on_trouble: Callable[[str], None],
+        *,
+        say: Say | None = None,
     ) -> None:
         """identity: what the master decided (run, scenario, texts, starts_wall_at, open_loop_wall_at, hosts, share).
 
-        Raises BadTarget, OSError.
+        say: to the master, of iterations, in a run that has some. Raises BadTarget, OSError.
         """
         self.id: str = identity["run"]
         self.run_dir: str = identity["run_dir"]
@@ -80,6 +87,7 @@ class LiveRun:
         self._closed = False
         self._token = token()
         self.board = switchboard()
+        self.dealing = Dealing(say)
         self._identity = identity
         self._seconds: list[Callable[[], dict[str, object]]] = []  # what else belongs into a row of `workers`
         self._closing: list[Callable[[], None]] = []
@@ -119,14 +127,29 @@ class LiveRun:
         self._closing.append(found.close)
         return found
 
+    @cached_property
+    def duplex(self) -> "DuplexCalling":
+        """Of users who talk with full-duplex models. Raises BadTarget, RecordingError."""
+        from workers.duplex_calling import DuplexCalling  # few runs need it, and every worker imports this module
+
+        found = DuplexCalling(self.scenario, self._identity["servers"], self._token, self.board, self.worker)
+        self._seconds.append(found.second)
+        self._closing.append(found.close)
+        return found
+
     def prepare(self) -> None:
         """Make what the run's protocols need now: what cannot work is known before the first user starts."""
         wanted = self._identity["clips"]
         if wanted is not None and wanted != fingerprint(self.scenario):
             folder = self.scenario.audio_dir
             raise ValueError(f"its {folder} holds other queries than the master's: copy the master's folder to it")
+        wanted = self._identity["recordings"]
+        if wanted is not None and wanted != fingerprint_of(recordings.of_scenario(self.scenario)):
+            raise ValueError(
+                "its recordings are others than the master's: name a folder that holds them, --samples-dir"
+            )
         for protocol in self._identity["hosts"]:
-            _ = self.target if protocol == "http_tts" else self.calling
+            _ = getattr(self, _SHARED[protocol])
         # What is here now stays: looking through it again and again costs a full worker pauses of 50 ms.
         inspect.stack()  # Locust calls it when a run stops, and its first time takes 60 ms
         gc.unfreeze()  # what an earlier run left
@@ -291,6 +314,7 @@ class LiveRun:
         if self.draining:
             return
         self.draining = True
+        self.dealing.stop()
         self._none_in_flight.wait(grace_s)
         for user in list(self.users):
             user.cut_short("run_ended", f"the run ended before the answer did ({grace_s:g} s after the last start)")
@@ -300,6 +324,7 @@ class LiveRun:
             self.leave(user)
         while self._waiting:
             self._waiting.popleft().set_exception(gevent.GreenletExit())
+        self.dealing.close()
         self._health.report()
         if before_closing is not None:
             before_closing(self)
@@ -310,6 +335,8 @@ class LiveRun:
         """Name and bytes of the audio files that this worker's calls leave behind, one after the other."""
         if "voice_agent" in self._identity["hosts"]:
             yield from self.calling.keepsake_files()
+        if "personaplex" in self._identity["hosts"]:
+            yield from self.duplex.keepsake_files()
 
     def leave(self, user: LiveUser) -> None:
         """A user's session is over."""
@@ -328,4 +355,6 @@ class LiveRun:
             close()
 
 
+# What users of a protocol share, by the name of the property that makes it.
+_SHARED = {"http_tts": "target", "voice_agent": "calling", "personaplex": "duplex"}
 _WORKER_COLUMNS, _SERVER_COLUMNS = names("workers"), names("server")

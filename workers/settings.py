@@ -9,7 +9,7 @@ import difflib
 import itertools
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -22,16 +22,19 @@ from workers import texts as texts_of
 from workers.audio.containers import FORMATS
 from workers.clients.codecs import CODECS
 from workers.clients.http_speech import DIALECTS
+from workers.clients.personaplex import DIALECTS as DUPLEX_DIALECTS
 
 TOKEN_VARIABLE = "CICADA_TOKEN"
 
-Protocol = Literal["http_tts", "voice_agent"]
+Protocol = Literal["http_tts", "voice_agent", "personaplex"]
+Mode = Literal["text", "audio", "turn_taking", "interruption", "throughput", "full"]
 _NVIDIAS_TEST_S = 150.0
 _HTTP_ONLY: tuple[Protocol, ...] = ("http_tts",)
-_HTTP_DEFAULT, _CALL_DEFAULT = "synthesize", "pipecat"
+_HTTP_DEFAULT, _CALL_DEFAULT, _DUPLEX_DEFAULT = "synthesize", "pipecat", "personaplex"
 _DIALECTS: dict[Protocol, tuple[Collection[str], str]] = {
     "http_tts": (DIALECTS, _HTTP_DEFAULT),
     "voice_agent": (CODECS, _CALL_DEFAULT),
+    "personaplex": (DUPLEX_DIALECTS, _DUPLEX_DEFAULT),
 }
 
 
@@ -80,6 +83,7 @@ def _endpoints(urls: list[str]) -> list[str]:
 Endpoints = Annotated[list[str], BeforeValidator(_split), AfterValidator(_endpoints)]
 Level = Annotated[int, Field(ge=1)]
 Levels = Annotated[list[Level], Field(min_length=1), BeforeValidator(_split), AfterValidator(_ascending)]
+Servers = Annotated[list[str], BeforeValidator(_split)]
 Names = Annotated[list[str], BeforeValidator(_split), Field(min_length=1)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_pair)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -95,7 +99,8 @@ class Scenario(BaseModel):
     dialect: str | None = Field(
         None,
         description=f"how the server is spoken to: {', '.join(DIALECTS)} (the default for HTTP is {_HTTP_DEFAULT});"
-        f" voice agents: {', '.join(CODECS)} (the default there is {_CALL_DEFAULT})",
+        f" voice agents: {', '.join(CODECS)} (the default there is {_CALL_DEFAULT});"
+        f" full duplex: {', '.join(DUPLEX_DIALECTS)} (the default there is {_DUPLEX_DEFAULT})",
     )
     path: str | None = Field(None, description="path of the endpoint, where it is not the dialect's own")
     texts: str = Field(
@@ -161,6 +166,44 @@ class Scenario(BaseModel):
         0.5, description="voice agents: an answer sooner than this counts as NVIDIA's reverse barge-in (s)"
     )
     output_dir: str | None = Field(None, description="voice agents: write NVIDIA's JSON files there when the run ends")
+    servers: Servers = Field(
+        [], description="full duplex: several servers, wss://HOST:PORT ..., shared out over sessions (not --host)"
+    )
+    mode: Mode | None = Field(
+        None,
+        description="full duplex: text, audio, turn_taking, interruption: --iterations of that; throughput: --duration"
+        " seconds of --concurrency sessions; full: all of them, one after the other",
+    )
+    iterations: int | None = Field(
+        None, description="full duplex: so many over all workers, then the run ends (with --mode: 100)", ge=1
+    )
+    duration: Positive | None = Field(
+        None, description="full duplex: seconds that --mode throughput lasts (with --mode throughput or full: 60)"
+    )
+    concurrency: int | None = Field(
+        None, description="full duplex: sessions at a time (with --mode throughput or full: 4, else 1)", ge=1
+    )
+    voice_prompt: str = Field("NATF0.pt", description="full duplex: voice the model takes, with its .pt", min_length=1)
+    text_prompt: str = Field(
+        "You are a wise and friendly teacher. Answer questions or provide advice in a clear and engaging way.",
+        description="full duplex: what the model is told to be, where the recording has no prompt of its own",
+        min_length=1,
+    )
+    text_prompt_file: str | None = Field(None, description="full duplex: UTF-8 file of the text prompt of all sessions")
+    synthetic: bool = Field(False, description="full duplex: speak synthetic speech instead of the official recordings")
+    mock: bool = Field(False, description="full duplex: no server, no network: start the bundled server for this run")
+    download_samples: bool = Field(False, description="full duplex: download the official recordings, list them, exit")
+    cache_dir: str = Field(".", description="full duplex: the recordings are kept in audio/samples/ in this folder")
+    samples_dir: str | None = Field(None, description="full duplex: folder with recordings (WAV) to speak instead")
+    output: str | None = Field(
+        None, description="full duplex: the run as a JSON file (default: reports/RUN.json, with --mode)"
+    )
+    setup_timeout_s: Positive = Field(
+        60.0, description="full duplex: longest wait for the server's handshake: its lock, and its prompts (s)"
+    )
+    decode_share: float = Field(
+        1.0, description="full duplex: share of sessions whose audio is decoded and heard", ge=0, le=1
+    )
     keep_chunks: float = Field(0.01, description="share of rows that keep every chunk's arrival", ge=0, le=1)
     targets: str | None = Field(
         None, description="what is wanted: a YAML file of targets, or chatterbox, personaplex, voice_agent"
@@ -187,7 +230,7 @@ class Scenario(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Scenario":
-        known = [*DIALECTS, *CODECS]
+        known = [*DIALECTS, *CODECS, *DUPLEX_DIALECTS]
         if self.dialect is not None and self.dialect not in known:
             raise ValueError(f"dialect: {self.dialect!r} is unknown{_nearest(self.dialect, known)}")
         if self.format not in FORMATS:
@@ -201,6 +244,8 @@ class Scenario(BaseModel):
             raise ValueError("rate: a closed loop has none; add --arrivals poisson, or leave the rate out")
         if self.capacity_most < self.capacity_first:
             raise ValueError(f"capacity_most: {self.capacity_most} is below capacity_first, {self.capacity_first}")
+        if not self.text_prompt.strip():
+            raise ValueError("text_prompt: is empty; the model must be told what to be")
         if self.path is not None and not re.fullmatch(r"/[!-~]*", self.path):
             raise ValueError(f"path: {self.path!r} must begin with / and hold printable ASCII without spaces")
         return self
@@ -211,11 +256,16 @@ class Scenario(BaseModel):
         return self.dialect if self.dialect is not None and self.dialect in known else usual
 
 
+# Of a run with a mode, where it is not said.
+_ITERATIONS, _DURATION_S, _SESSIONS = 100, 60.0, 4
+_LASTING: tuple[Mode, ...] = ("throughput", "full")
+
 _IN_WEB_UI = (
     *("dialect", "texts", "voices", "format", "arrivals", "think_s", "rate", "warm_up_s", "timeout_s"),
     *("audio_dir", "answer_timeout_s", "barge_in_share", "keep_audio", "targets"),
 )
-_SEVERAL = ("think_s", "voices", "levels", "metrics")
+_OF_MODES = ("mode", "iterations", "duration", "concurrency")
+_SEVERAL = ("think_s", "voices", "levels", "metrics", "servers")
 
 
 class _Words(argparse.Action):
@@ -248,15 +298,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.is_secret = action.is_required = action.is_multiple = False
 
 
-def resolve(options: argparse.Namespace, protocols: Collection[Protocol] = _HTTP_ONLY) -> Scenario:
+def resolve(options: argparse.Namespace, protocols: Sequence[Protocol] = _HTTP_ONLY) -> Scenario:
     """The scenario of the given options and file, for users of these protocols. Raises ScenarioError with one line."""
     keys = read_file(Path(options.scenario)) if getattr(options, "scenario", None) else {}
-    for key in Scenario.model_fields:
-        given = getattr(options, key, None)
-        if given not in (None, "", []):
-            keys[key] = given
+    given = {
+        key: value for key in Scenario.model_fields if (value := getattr(options, key, None)) not in (None, "", [])
+    }
+    if given.get("mode", "full") != "full":  # what a file says for modes of its own
+        keys.pop("iterations" if given["mode"] == "throughput" else "duration", None)
+    for key, other in (("text_prompt", "text_prompt_file"), ("text_prompt_file", "text_prompt")):
+        if key in given:
+            keys.pop(other, None)
+    keys |= given
+    if keys.get("text_prompt") and keys.get("text_prompt_file"):
+        raise ScenarioError("scenario: text_prompt: there is a text_prompt_file too; leave one of them out")
     if "http_tts" not in protocols:
-        keys.setdefault("name", "voice_agent")
+        keys.setdefault("name", protocols[0] if len(protocols) == 1 else "voice_agent")
     scenario = build(keys)
     of_them = [name for protocol in protocols for name in _DIALECTS[protocol][0]]
     if scenario.dialect is not None and scenario.dialect not in of_them:
@@ -271,11 +328,70 @@ def resolve(options: argparse.Namespace, protocols: Collection[Protocol] = _HTTP
         if scenario.test_duration is None and not getattr(options, "run_time", None):
             window["test_duration"] = _NVIDIAS_TEST_S
         scenario = scenario.model_copy(update=window)
-    return scenario
+    if scenario.text_prompt_file is not None:
+        scenario = scenario.model_copy(update={"text_prompt": _prompt_in(Path(scenario.text_prompt_file))})
+    return _with_iterations(scenario, protocols, getattr(options, "num_users", None))
+
+
+def _with_iterations(scenario: Scenario, protocols: Sequence[Protocol], users: int | None) -> Scenario:
+    """The scenario with all that its mode needs; as it is where it has none. Raises ScenarioError.
+
+    users: as given with --users. A number of iterations without a mode is of mode audio.
+    """
+    told = {key: value for key in _OF_MODES if (value := getattr(scenario, key)) is not None}
+    if not told:
+        return scenario
+    key = next(iter(told))
+    if list(protocols) != ["personaplex"]:
+        raise ScenarioError(
+            f"scenario: {key}: is for full-duplex users only (locustfiles/talk_personaplex.py); those of this run"
+            f" speak {', '.join(protocols)}"
+        )
+    if scenario.mode is None and scenario.iterations is None:
+        instead = "--run-time" if key == "duration" else "--users"
+        raise ScenarioError(f"scenario: {key}: needs a mode, e.g. --mode throughput; without one there is {instead}")
+    mode = scenario.mode or "audio"
+    if scenario.duration is not None and mode not in _LASTING:
+        raise ScenarioError(
+            f"scenario: duration: mode {mode} ends with its iterations; only throughput and full have a duration"
+        )
+    if scenario.iterations is not None and mode == "throughput":
+        raise ScenarioError(
+            "scenario: iterations: mode throughput lasts for its --duration, whatever number that makes"
+        )
+    for other in ("clients", "test_duration", "rate"):
+        if getattr(scenario, other) is not None:
+            raise ScenarioError(f"scenario: {other}: does not go with {key}: iterations begin as others end")
+    concurrency = scenario.concurrency or users or (_SESSIONS if mode in _LASTING else 1)
+    if users is not None and users < concurrency:
+        raise ScenarioError(
+            f"scenario: concurrency: {concurrency} sessions at a time need as many --users, not {users}"
+        )
+    iterations = None if mode == "throughput" else scenario.iterations or _ITERATIONS
+    duration = scenario.duration or _DURATION_S if mode in _LASTING else None
+    return scenario.model_copy(
+        update={"mode": mode, "iterations": iterations, "duration": duration, "concurrency": concurrency}
+    )
+
+
+def _prompt_in(path: Path) -> str:
+    try:
+        text = path.read_text("utf-8").strip()
+    except OSError as error:
+        raise ScenarioError(f"scenario: text_prompt_file: {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ScenarioError(f"scenario: text_prompt_file: {path} is no UTF-8 text") from None
+    if not text:
+        raise ScenarioError(f"scenario: text_prompt_file: {path} is empty; the model must be told what to be")
+    return text
 
 
 def as_clients(options: argparse.Namespace, scenario: Scenario) -> None:
-    """Tell Locust what --clients and --test-duration mean: users, spawn rate, and when the run ends."""
+    """Tell Locust what --mode, or --clients and --test-duration, mean: users, spawn rate, and when the run ends."""
+    if scenario.mode is not None:
+        options.num_users = options.num_users or scenario.concurrency
+        options.spawn_rate = options.spawn_rate or float(options.num_users)
+        options.enable_rebalancing = True  # a lost worker's users begin anew at others, or nobody would ask
     if scenario.clients is None:
         return
     options.num_users = scenario.clients

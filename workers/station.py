@@ -7,12 +7,15 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from locust.runners import WorkerRunner
 
 from workers import manifest
+from workers.dealing import Said
+from workers.iterations import Iteration
 from workers.run import LiveRun
 from workers.samples import parcels
 from workers.samples.parcels import Parcels
@@ -24,8 +27,11 @@ HAND_OVER_S = 30.0  # without any progress for this long, nobody waits for rows 
 class Station:
     """The run a process is in."""
 
-    def __init__(self, runner: Any, on_trouble: Callable[[str], None]) -> None:
-        self._runner, self._on_trouble = runner, on_trouble
+    def __init__(
+        self, runner: Any, on_trouble: Callable[[str], None], say: Callable[[str, Said, Iteration], None]
+    ) -> None:
+        """say: to the master, of a run's iterations."""
+        self._runner, self._on_trouble, self._say = runner, on_trouble, say
         self._distributed = isinstance(runner, WorkerRunner)
         self.worker = worker_name(runner.client_id)
         self.run: LiveRun | None = None
@@ -53,7 +59,8 @@ class Station:
             "monotonic_at": time.monotonic(),
         }
         try:
-            run = self.run = LiveRun(identity, self.worker, facts, log, self._on_trouble)
+            say = partial(self._say, run_id) if identity["dealt"] else None
+            run = self.run = LiveRun(identity, self.worker, facts, log, self._on_trouble, say=say)
         except (OSError, ValueError) as error:
             self._on_trouble(f"worker {self.worker} cannot take part: {error}")
             return None

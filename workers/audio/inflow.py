@@ -102,6 +102,11 @@ class Inflow:
         """Audio received."""
         return self._received_s
 
+    @property
+    def last_at(self) -> float:
+        """When the last audio came, 0.0 before the first."""
+        return self._at[-1] if self._at else 0.0
+
     def came(self, at: float, length_s: float, sent_s: float) -> None:
         """A message with `length_s` of audio came at `at`; `sent_s` had been sent by then."""
         if not length_s:
