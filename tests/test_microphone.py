@@ -19,20 +19,23 @@ class Clock:
 
     def __init__(self, at: float) -> None:
         self.at = at
-        self.action: Callable[[], object] | None = None
+        self.actions: list[Callable[[], object]] = []
 
     def monotonic(self) -> float:
         return self.at
 
-    def each_beat(self, action: Callable[[], object] | None) -> None:
-        self.action = action
+    def each_beat(self, action: Callable[[], object]) -> None:
+        self.actions.append(action)
+
+    def no_more(self, action: Callable[[], object]) -> None:
+        self.actions.remove(action)
 
     def go(self, seconds: float, beat_s: float = 0.0005) -> None:
         end = self.at + seconds
         while self.at < end - 1e-9:
             self.at = min(end, self.at + beat_s)
-            if self.action is not None:
-                self.action()
+            for action in list(self.actions):
+                action()
 
     def stall(self, seconds: float) -> None:
         """The process sleeps: no beat comes."""
@@ -317,7 +320,7 @@ def test_nothing_is_sent_after_the_last_has_closed_and_the_next_begins_anew(cloc
     microphone = room.open()
     clock.go(0.1)
     microphone.close()
-    assert clock.action is None, "an idle worker has no beat"
+    assert not clock.actions, "an idle worker has no beat"
     sent = len(room.lines[0].sent)
     clock.go(5.0)
     assert len(room.lines[0].sent) == sent
@@ -348,3 +351,16 @@ def test_ten_minutes_do_not_drift(clock: Clock) -> None:
     count = len(room.lines[0].sent)
     assert room.lines[0].sent[-1][0] - first == pytest.approx((count - 1) * CHUNK_S, abs=0.0051)
     assert count == pytest.approx(30_000, abs=2)
+
+
+def test_calls_of_two_kinds_speak_beside_each_other(clock: Clock) -> None:
+    """A worker with voice-agent calls and full-duplex sessions has two booths on one board."""
+    agents, models = Room(clock), Room(clock)
+    agents.open()
+    model = models.open()
+    clock.go(0.2)
+    model.close()
+    clock.go(0.2)
+    assert len(agents.lines[0].sent) == 20
+    assert len(models.lines[0].sent) == 10
+    assert_without_a_hole(agents.lines[0])

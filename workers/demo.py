@@ -40,10 +40,14 @@ def _demo(run_time: str, started: list[subprocess.Popen[str]]) -> int:
     (ROOT / "runs").mkdir(exist_ok=True)
     trace = ROOT / "runs" / f"demo-server-{os.getpid()}.jsonl"
     print("Starting the bundled server: espeak, paced like an engine (first audio after 120 ms, RTF 0.3), and a voice")
-    print("agent whose stages take 60 ms (speech recognition), 250 ms (language model) and 120 ms (speech) ...")
+    print(
+        "agent whose stages take 60 ms (speech recognition), 250 ms (language model) and 120 ms (speech); it talks full"
+    )
+    print("duplex, too, as PersonaPlex does ...")
     agent = ["--agent-delays", "asr=0.06,llm=0.25", "--greeting", "Hello, how can I help?", "--agent-log", os.devnull]
+    duplex = ["--sessions", "16", "--duplex-log", os.devnull]
     speech = ["--pace", "120,0.3", "--trace", str(trace)]
-    server = _start([*_PYTHON, "gpu_server", "--port", "0", *speech, *agent], started)
+    server = _start([*_PYTHON, "gpu_server", "--port", "0", *speech, *agent, *duplex], started)
     assert server.stdout is not None
     ready = server.stdout.readline()
     if " on http" not in ready:
@@ -54,11 +58,11 @@ def _demo(run_time: str, started: list[subprocess.Popen[str]]) -> int:
     port = _free_port()
     for _ in range(2):
         _start([*_PYTHON, "locust", "-f", "-", "--worker", "--master-port", str(port), "--skip-log-setup"], started)
-    load = ["--users", "32", "--spawn-rate", "16", "--run-time", run_time]
-    files = "locustfiles/speak_http.py,locustfiles/talk_voice_agent.py"
+    load = ["--users", "36", "--spawn-rate", "18", "--run-time", run_time]
+    files = ",".join(f"locustfiles/{name}.py" for name in ("speak_http", "talk_voice_agent", "talk_personaplex"))
     role = ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", str(port), "--expect-workers", "2"]
     calls = url.replace("http://", "ws://")
-    what = ["-f", files, "--scenario", "configs/demo.yaml", "--host", url, "--agent-host", calls]
+    what = ["-f", files, "--scenario", "configs/demo.yaml", "--host", url, "--agent-host", calls, "--servers", calls]
     shown = ["--headless", "--only-summary"]
     master = _start([*_PYTHON, "locust", *role, *what, *shown, *load], started)
     said: list[str] = []

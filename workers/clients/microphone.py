@@ -129,7 +129,7 @@ class Booth:
             self._count(-1)
         if self._going and not any(self._slots):
             self._going = False
-            self._board.each_beat(None)
+            self._board.no_more(self._run)
 
     def _count(self, change: int) -> None:
         self._open += change

@@ -54,7 +54,7 @@ class Switchboard:
         self.offset_s = 0.0  # monotonic - wall: what makes a kernel stamp (CLOCK_REALTIME) an instant of ours
         self._beat = Beat(POLL_EVERY_S, self._on_beat)
         self.awaiting = 0  # links that expect bytes
-        self._on_each_beat: Callable[[], object] | None = None
+        self._on_each_beat: tuple[Callable[[], object], ...] = ()
         self._watcher = gevent.get_hub().loop.io(self._epoll.fileno(), 1)
         self._watcher.start(self.poll)
         # The kernel stamps packets only while some socket asks for it, and begins a moment after the first one asks.
@@ -79,10 +79,14 @@ class Switchboard:
         if self.awaiting > 0:
             self._start_beat()
 
-    def each_beat(self, action: Callable[[], object] | None) -> None:
-        """Call `action` twice a millisecond, before the sockets are polled; None: no more."""
-        self._on_each_beat = action
+    def each_beat(self, action: Callable[[], object]) -> None:
+        """Call `action` twice a millisecond, before the sockets are polled."""
+        self._on_each_beat += (action,)
         self._start_beat()
+
+    def no_more(self, action: Callable[[], object]) -> None:
+        """Call it on no beat any more."""
+        self._on_each_beat = tuple(one for one in self._on_each_beat if one != action)
 
     def _start_beat(self) -> None:
         if not self._beat.going:
@@ -91,8 +95,9 @@ class Switchboard:
             self._watcher.stop()
 
     def _on_beat(self) -> None:
-        if self._on_each_beat is not None:
-            self._on_each_beat()
+        if self._on_each_beat:
+            for action in self._on_each_beat:
+                action()
         elif self.awaiting <= 0 and not self.unread:
             self._beat.stop()
             self._watcher.start(self.poll)
