@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import voice
+from benchmarks.peers import duplex_pages
 from benchmarks.peers.building import built
-from benchmarks.processes import PYTHON, ROOT, SERVER_CORE, Running
+from benchmarks.processes import PYTHON, ROOT, SERVER_CORE, ProcessFailed, Running
 
-ANSWER_S = 3.0
+ANSWER_S, DUPLEX_ANSWER_S = 3.0, 2.0
+_ONSETS = (0, 200, 481, 963, 1444, 1900)  # samples in the first chunk of an answer: anywhere in a message
 _TRACE, _RECEIPTS = "trace.jsonl", "receipts.bin"
 
 
@@ -74,6 +76,28 @@ def agent_peer(
         url = running.wait_for("ready on ").rpartition(" ")[2]
         made_of = "C" if program else "Python"
         yield AgentPeer(running, url, secure or url.replace("http", "wss", 1), made_of, folder)
+
+
+class DuplexPeer(Peer):
+    """A full-duplex model at work."""
+
+    def __init__(self, running: Running, url: str, folder: Path) -> None:
+        super().__init__(running, url)
+        self.trace = folder / _TRACE
+        self.ws_url = url.replace("http", "ws", 1)
+
+
+@contextmanager
+def duplex_peer(folder: Path, *options: str) -> Iterator[DuplexPeer]:
+    """benchmarks/peers/duplex_peer.c; its trace is whole once `figures` was asked. Raises ProcessFailed."""
+    program = built("duplex_peer", folder)
+    if program is None:
+        raise ProcessFailed("the peer of full-duplex sessions needs a C compiler")
+    pages = folder / "pages.bin"
+    duplex_pages.write(pages, duplex_pages.answers(DUPLEX_ANSWER_S, _ONSETS))
+    files = ("--pages", str(pages), "--trace", str(folder / _TRACE))
+    with Running([str(program), *files, *options], cwd=ROOT, core=SERVER_CORE) as running:
+        yield DuplexPeer(running, running.wait_for("ready on ").rpartition(" ")[2], folder)
 
 
 def _certificate(folder: Path) -> tuple[str, ...]:
