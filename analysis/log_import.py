@@ -1,4 +1,5 @@
-"""Take a run's figures out of a voice agent's log. Knows lines and clients; nothing of turns.
+"""Take a run's figures out of a voice agent's log. Knows lines and clients; nothing of turns. A log without a voice
+agent's figures may be a full-duplex server's: duplex_join.py takes that one.
 
 A log's clock is a wall clock in some time zone, of a host that may be off. How far it is from the clients' wall clock
 is found from connections that both sides tell of; where no stream id is logged, the log's clients are laid beside the
@@ -14,8 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.duplex_join import import_connections
 from analysis.log_clients import Client, Survey, client_of, survey
 from analysis.log_lines import Figure, LogReader
+from analysis.personaplex_log import read_log
 from analysis.runs import Run
 from analysis.server_sources import ForeignTrace, Source, SourceWriter, streams
 
@@ -29,12 +32,16 @@ def import_log(run: Run, path: Path) -> Source:
     """Take this run's rows out of a log into the run's `server/`.
 
     A line is this run's if its stream id is one of the run's, or its instance serves a client that is, and it was
-    written while the run went on. Raises ForeignTrace for a log without a figure, OSError where it cannot be read.
+    written while the run went on. A full-duplex server's log is one without such figures, but with connections. Raises
+    ForeignTrace for a log with neither, OSError where it cannot be read.
     """
     surveyed = survey(path)
     if not surveyed.owner and not surveyed.unknown:
+        if (log := read_log(path)).connections:
+            return import_connections(run, log)
         raise ForeignTrace(
-            f"{path} is neither a trace of the bundled server nor a voice agent's log with TTFB or latency figures"
+            f"{path} is neither a trace of the bundled server nor a voice agent's log with TTFB or latency figures, "
+            "nor the log of a PersonaPlex or Moshi server with connections"
         )
     opened = streams(run)
     if not opened and "stream_id" not in run.turns:

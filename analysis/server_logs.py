@@ -1,6 +1,7 @@
 """`python -m analysis.server_logs LOG`: S3's analyser. What a voice agent's log says of its LLM, TTS and ASR.
 
 Needs no run. Reads lines (log_lines.py), knows whose they are (log_clients.py), and shows S3's table (components.py).
+A log without such figures may be a full-duplex server's (personaplex_log.py): then its connections are shown.
 """
 
 import argparse
@@ -8,16 +9,23 @@ import csv
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import ArrayLike
+from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from analysis import components
 from analysis.log_clients import Client, Survey, client_of, survey
 from analysis.log_lines import Figure, LogReader
+from analysis.personaplex_log import FRAME_S, ServerLog, read_log
+from analysis.stats import turns_needed
 
 EXAMPLES = """\
 examples:
@@ -31,6 +39,9 @@ examples:
       of everything in the file
   python -m analysis.server_logs bot_logs_test1.txt --csv figures.csv
       each figure as a line, for a spreadsheet
+  docker compose logs -t --no-color personaplex > personaplex_server.log 2>&1
+  python -m analysis.server_logs personaplex_server.log
+      a full-duplex server's (PersonaPlex, Moshi): its connections, and why some were refused; -t gives lines their time
   python -m analysis.report runs/latest --server-log bot_logs_test1.txt
       the same figures beside what the clients of a run heard, turn by turn
 
@@ -73,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of a log; the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        found = analyse(options.log, options.all, options.csv)
+        page = _analysed(options.log, options.all, options.csv)
     except EmptyLog as error:
         return _fail(str(error))
     except OSError as error:
@@ -81,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     width = options.width or _width()
     console = Console(width=width, highlight=False)
     with console.capture() as captured:
-        console.print(_page(found, options.all))
+        console.print(page)
     text = "\n".join(line.rstrip() for line in captured.get().splitlines())
     encoding = sys.stdout.encoding or "utf-8"
     try:
@@ -92,6 +103,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _analysed(path: Path, everything: bool, csv_path: Path | None) -> Group:
+    """The page of a log, whichever server's. Raises EmptyLog, OSError."""
+    try:
+        return _page(analyse(path, everything, csv_path), everything)
+    except EmptyLog:
+        if path.is_dir() or not (log := read_log(path)).connections:
+            raise
+    if csv_path is not None:
+        _write_connections(log, csv_path)
+    return _connections_page(log)
 
 
 def analyse(path: Path, everything: bool = False, csv_path: Path | None = None) -> Analysis:
@@ -189,6 +212,78 @@ def _page(found: Analysis, everything: bool) -> Group:
     return Group(*told)
 
 
+# ------------------------------------------------------------------------------------------- a full-duplex server's log
+
+DURATIONS = {
+    "setup": "set-up: come to handshake sent",
+    "lock_wait": "of it the wait for the server's lock",
+    "prompt": "accepted to prompts done, the wait included",
+    "session": "session: handshake sent to close",
+}
+OUTCOMES = {
+    "served": "served",
+    "swallowed": "gone before their handshake",
+    "refused": "refused",
+    "failed": "failed in session",
+    "unfinished": "not told to the end",
+}
+NO_TIMES = "No line has a time: `docker compose logs -t` or `docker logs -t` gives them, and then phases are told."
+
+
+def _connections_page(log: ServerLog) -> Group:
+    """Connections by outcome, the exceptions, and what has a time."""
+    came = Counter(connection.outcome for connection in log.connections)
+    outcomes = ", ".join(f"{came[name]:,} {title}" for name, title in OUTCOMES.items() if came[name])
+    lines = f"{log.lines:,} lines" + (f", {log.bad_lines:,} broken" if log.bad_lines else "")
+    told: list[RenderableType] = [
+        Text.assemble(("Connections", "bold"), f" · {log.path} · {lines}"),
+        Text(f"{len(log.connections):,} connections: {outcomes}"),
+    ]
+    causes = Counter(connection.reason for connection in log.connections if connection.reason)
+    told += [Text(f"  {n:,} x {reason}", "yellow") for reason, n in causes.most_common()]
+    told += [Text(f"  {n:,} x {reason}, of no connection known", "yellow") for reason, n in log.stray.items()]
+    timed: dict[str, list[float]] = {name: [] for name in DURATIONS}
+    for connection in log.connections:
+        for name, value_s in connection.durations_s.items():
+            timed[name].append(value_s)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    for title in ("s", "n", "p50", "p95", "greatest"):
+        table.add_column(title, justify="left" if title == "s" else "right", no_wrap=True)
+    for name, title in DURATIONS.items():
+        if timed[name]:
+            table.add_row(title, *_spread(timed[name], 1.0))
+    told.append(table if table.row_count else Text(NO_TIMES))
+    steps = np.concatenate([connection.steps_s for connection in log.connections])
+    if steps.size:
+        n, p50, p95, greatest = _spread(steps, 1000.0)
+        over = float((steps > FRAME_S).mean())
+        told.append(
+            Text(
+                f"Steps of the model: {n} frames, p50 {p50}, p95 {p95}, greatest {greatest} ms; {over:.1%} took longer "
+                f"than the {FRAME_S * 1000:g} ms of their audio"
+            )
+        )
+    return Group(*told)
+
+
+def _spread(values: ArrayLike, scale: float) -> tuple[str, str, str, str]:
+    """Count, p50, p95 and greatest; a p95 of fewer than turns_needed(0.95) is none."""
+    array = np.asarray(values, dtype=np.float64) * scale
+    p95 = f"{np.percentile(array, 95):,.2f}" if len(array) >= turns_needed(0.95) else f"n<{turns_needed(0.95)}"
+    return f"{len(array):,}", f"{np.median(array):,.2f}", p95, f"{array.max():,.2f}"
+
+
+def _write_connections(log: ServerLog, path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(CSV_COLUMNS)
+        for connection in log.connections:
+            client = f"{connection.peer}:{connection.port}" if connection.peer else connection.instance
+            figures = [*connection.durations_s.items(), *(("step", float(step)) for step in connection.steps_s)]
+            for metric, value_s in figures:
+                writer.writerow((client, "personaplex", metric, value_s, None, connection.instance, connection.came_at))
+
+
 def _width() -> int:
     if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
         return FALLBACK_WIDTH
@@ -207,7 +302,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("log", type=Path, metavar="LOG", help="the server's log: NVIDIA's voice agents, or pipecat")
+    parser.add_argument(
+        "log", type=Path, metavar="LOG", help="the server's log: NVIDIA's voice agents, pipecat, PersonaPlex, Moshi"
+    )
     parser.add_argument("--all", action="store_true", help="count what came before the last client's start, too")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write each counted figure into this file")
     parser.add_argument("--width", type=int, metavar="N", help="columns of the page (default: the terminal's, or 120)")

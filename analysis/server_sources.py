@@ -16,7 +16,7 @@ from workers.samples import shards
 IN_BAND = "in-band"  # the `source` of rows that a worker wrote of what the server told it during the call
 BATCH_ROWS = 50_000
 
-SourceKind = Literal["trace", "log", "in-band"]
+SourceKind = Literal["trace", "log", "duplex", "in-band"]
 Row = Mapping[str, Any]
 
 
@@ -29,8 +29,9 @@ class Source:
     """One imported file: where it came from, and which of its rows were taken.
 
     rows: taken, this run's. other_runs: rows of other runs, left out. bad_lines: lines that were no rows, or broken.
-    kind: the bundled server's trace, or a voice agent's log. offset_s: its clock - the clients' wall clock (a time
-    zone, for a log); None where nothing told. unknown: rows of this run's time that cannot be given to a client.
+    kind: the bundled server's trace, a voice agent's log, or a full-duplex server's (duplex). offset_s: its clock - the
+    clients' wall clock (a time zone, for a log); None where nothing told. unknown: rows of this run's time that cannot
+    be given to a client.
     """
 
     path: str

@@ -7,7 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("locust", "gevent", "geventhttpclient", "greenlet", "msgpack", "numpy", "pandas", "pyarrow", "uvicorn")
+_PACKAGES = (
+    "locust",
+    "gevent",
+    "geventhttpclient",
+    "greenlet",
+    "msgpack",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "sphn",
+    "uvicorn",
+)
 
 
 def facts() -> dict[str, Any]:

@@ -14,6 +14,9 @@ class Talker(DuplexUser):
                 session.interrupt()
             elif iteration.number is not None:
                 session.say()
+            elif iteration.mode == "throughput":
+                while self.goes_on(session):
+                    session.say(pause_s=0.0)
             else:
                 while self.goes_on(session):
                     if self.barges_in():

@@ -46,17 +46,19 @@ ROLES = [line for line in COMMANDS if {"--master", "--worker"} & set(line.split(
 SHAPES = [line for line in COMMANDS if line.startswith("locust") and ("/shapes/" in line or "--targets" in line)]
 CALLS = [line for line in COMMANDS if line.startswith("locust") and _CALLERS in line and line not in SHAPES]
 PLAIN = [line for line in CALLS if _PLAIN.fullmatch(line)]  # they differ in what is replaced only
-LOAD = [line for line in COMMANDS if line.startswith("locust") and line not in [*ROLES, *CALLS, *SHAPES]]
+DUPLEX = [line for line in COMMANDS if line.startswith("locust") and "talk_personaplex.py" in line]
+LOAD = [line for line in COMMANDS if line.startswith("locust") and line not in [*ROLES, *CALLS, *SHAPES, *DUPLEX]]
 AGENTS = [line for line in COMMANDS if line.startswith("python -m gpu_server") and "--agent-log" in line]
 SERVERS = [line for line in COMMANDS if line.startswith("python -m gpu_server") and line not in AGENTS]
 # Each of these is run by a test of its own below.
 REPORT, OPTIONS = "python -m analysis.report runs/latest", "python -m workers options"
 REPORT_TRACE = f"{REPORT} --server-log server_trace.jsonl"
+REPORT_DUPLEX = f"{REPORT} --server-log personaplex_server.log"
 EXPORT = f"{REPORT} --export voice_agent --output results"
 CHECK, FIX = "python -m workers clips check my_queries", "python -m workers clips fix my_queries"
 RECOVER = "python -m workers recover spool/20261120-101500-speech runs/20261120-101500-speech"
-OTHERS = [REPORT, OPTIONS, REPORT_TRACE, EXPORT, CHECK, FIX, RECOVER]
-LOGS = [line for line in COMMANDS if _OF_LOG.fullmatch(line)]
+OTHERS = [REPORT, OPTIONS, REPORT_TRACE, REPORT_DUPLEX, EXPORT, CHECK, FIX, RECOVER]
+LOGS = [line for line in COMMANDS if _OF_LOG.fullmatch(line) and line != REPORT_DUPLEX]
 CAPACITY = "python -m analysis.capacity runs/latest"
 VERDICTS = [line for line in COMMANDS if line.startswith(f"{REPORT} --targets") or "analysis.compare" in line]
 MAKE = {"make demo", "make test"}  # the one below, without its virtual environment; the other is what runs this
@@ -64,12 +66,13 @@ MAKE = {"make demo", "make test"}  # the one below, without its virtual environm
 
 def test_there_is_nothing_else() -> None:
     """A new kind of command needs a test here before it is documented."""
-    known = {*ROLES, *CALLS, *LOAD, *AGENTS, *SERVERS, *LOGS, *OTHERS, *SHAPES, *VERDICTS, CAPACITY, *MAKE}
+    known = {*ROLES, *CALLS, *LOAD, *AGENTS, *SERVERS, *LOGS, *OTHERS, *SHAPES, *VERDICTS, CAPACITY, *MAKE, *DUPLEX}
     assert [line for line in COMMANDS if line not in known] == []
     assert [line for line in OTHERS if line not in COMMANDS] == []
     assert len(LOAD) >= 6
     assert len(CALLS) >= 8
     assert len(SHAPES) >= 5
+    assert len(DUPLEX) >= 6
     assert len(VERDICTS) >= 4
     assert len(SERVERS) >= 2
     assert len(AGENTS) == 1
@@ -343,6 +346,66 @@ def _check_logs(folder: Path) -> None:
             assert "Waterfall" in said
     assert "Voice agent benchmark" in _said(EXPORT, folder)
     assert (folder / "results" / "summary.json").is_file()
+
+
+# ---- full duplex
+
+_FEW = {"--iterations": "1", "--duration": "2", "--concurrency": "2", "--scenario": "quick_test.yaml"}
+
+
+def test_full_duplex_models(tmp_path: Path) -> None:
+    """All documented modes, beside each other, the wss ones against the bundled server in the clear."""
+    soundfile.write(_folder(tmp_path / "said") / "question.wav", voice(0.8, 24_000), 24_000, subtype="PCM_16")
+    quick = (ROOT / "configs" / "quick_test.yaml").read_text("utf-8")
+    (tmp_path / "quick_test.yaml").write_text(
+        quick.replace("iterations: 2", "iterations: 1").replace("duration: 10", "duration: 2")
+    )
+    log = tmp_path / "personaplex_server.log"
+    tones = ("--engine", "tone", "--tone-seconds", "1.2", "--sessions", "20", "--duplex-prompt-s", "0.1")
+    with ExitStack() as stack:
+        server = stack.enter_context(running_server(*tones, "--duplex-log", str(log)))
+        runs: list[tuple[str, Path, Locust]] = []
+        for number, line in enumerate(DUPLEX):
+            words = shlex.split(line)[1:]
+            for flag, value in _FEW.items():
+                if flag in words:
+                    words[words.index(flag) + 1] = value
+            if "--host" in words:
+                words[words.index("--host") + 1] = server.url.replace("http", "ws", 1)
+            words[words.index("-f") + 1] = str(ROOT / words[words.index("-f") + 1])
+            folder = _folder(tmp_path / str(number))
+            if "--scenario" in words:
+                (folder / "quick_test.yaml").write_bytes((tmp_path / "quick_test.yaml").read_bytes())
+            brief = [
+                "--samples-dir",
+                str(tmp_path / "said"),
+                "--greeting-s",
+                "0.2",
+                "--answer-end-s",
+                "0.4",
+                "--only-summary",
+            ]
+            runs.append((line, folder, stack.enter_context(locust(*words, *brief, cwd=folder))))
+        for line, folder, run in runs:
+            assert run.end(120) == 0, f"{line}\n{run.said}"
+            assert "nothing lost" in run.said
+            rows = turns(folder / "runs" / "latest")
+            assert len(rows) >= 1
+            assert rows.error_kind.isna().all(), f"{line}\n{rows.error.dropna().tolist()}"
+            named = (
+                "reports/full_benchmark.json"
+                if "--output" in line
+                else f"reports/{(folder / 'runs' / 'latest').resolve().name}.json"
+            )
+            assert json.loads((folder / named).read_text())["summary"]["success_rate"] == 100.0
+        _, folder, _ = next(one for one in runs if "--mode turn_taking" in one[0])
+        (folder / log.name).write_bytes(log.read_bytes())
+        assert "PersonaPlex" in _said(REPORT_DUPLEX, folder)
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 def _said(line: str, folder: Path, status: int = 0) -> str:

@@ -789,3 +789,25 @@ def test_a_handshake_that_fails(tls: Tls, board: Switchboard, act: Act, error: t
         peer.finished()
     assert descriptors() <= before + 1  # the peer's door
     assert board.awaiting == 0
+
+
+def test_several_may_be_called_on_each_beat_and_each_leave_by_itself() -> None:
+    board, called = Switchboard(), {"one": 0, "other": 0}
+    enough = Event()
+
+    def one() -> None:
+        called["one"] += 1
+
+    def other() -> None:
+        called["other"] += 1
+        if called["other"] == 10:
+            board.no_more(one)
+        if called["other"] == 20:
+            board.no_more(other)
+            enough.set()
+
+    board.each_beat(one)
+    board.each_beat(other)
+    assert enough.wait(WITHIN_S)
+    gevent.sleep(0.01)
+    assert called == {"one": 10, "other": 20}

@@ -36,7 +36,7 @@ def refused(keys: dict[str, Any]) -> str:
         build(keys)
     line = str(caught.value)
     assert "\n" not in line
-    assert len(line) < 800  # with the names of all keys
+    assert len(line) < 1000  # with the names of all keys
     return line
 
 
@@ -167,6 +167,19 @@ def test_the_token_is_no_key() -> None:
         ({"metrics": ["http://a b/m"]}, ["metrics", "'http://a b/m'"]),
         ({"metrics": ["http://u:s3cret@a:x/m"]}, ["metrics", "'http://[redacted]@a:x/m'"]),
         ({"metrics": 7}, ["metrics", "7"]),
+        ({"mode": "sound"}, ["mode", "'sound'", "'audio'"]),
+        ({"iterations": 0}, ["iterations", "1"]),
+        ({"iterations": 2.5}, ["iterations"]),
+        ({"duration": 0}, ["duration"]),
+        ({"duration": float("inf")}, ["duration"]),
+        ({"concurrency": 0}, ["concurrency", "1"]),
+        ({"voice_prompt": ""}, ["voice_prompt"]),
+        ({"text_prompt": ""}, ["text_prompt"]),
+        ({"text_prompt": " \n"}, ["text_prompt", "empty"]),
+        ({"servers": [7]}, ["servers"]),
+        ({"setup_timeout_s": 0}, ["setup_timeout_s"]),
+        ({"decode_share": 1.1}, ["decode_share"]),
+        ({"decode_share": float("nan")}, ["decode_share"]),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -291,16 +304,43 @@ TWINS: dict[str, tuple[list[str], object]] = {
     "spool_dir": (["/tmp/s"], "/tmp/s"),
 }
 
+# Those of full-duplex users; what a file says that is not what the twin says.
+DUPLEX_TWINS: dict[str, tuple[list[str], object]] = {
+    "servers": (["ws://a:1", "ws://b:2"], ["ws://a:1", "ws://b:2"]),
+    "mode": (["full"], "full"),
+    "iterations": (["7"], 7),
+    "duration": (["30", "--mode", "throughput"], 30.0),
+    "concurrency": (["3", "--iterations", "9"], 3),
+    "voice_prompt": (["VARM2.pt"], "VARM2.pt"),
+    "text_prompt": (["Be brief."], "Be brief."),
+    "text_prompt_file": ([__file__], __file__),
+    "synthetic": (["yes"], True),
+    "mock": (["yes"], True),
+    "download_samples": (["yes"], True),
+    "cache_dir": (["/tmp/c"], "/tmp/c"),
+    "samples_dir": (["/tmp/w"], "/tmp/w"),
+    "output": (["o.json"], "o.json"),
+    "setup_timeout_s": (["9"], 9.0),
+    "decode_share": (["0"], 0.0),
+}
+DUPLEX_FILED: dict[str, object] = {
+    "servers": ["ws://filed:1"], "mode": "audio", "iterations": 50, "concurrency": 2, "voice_prompt": "NATF1.pt",
+    "text_prompt": "Filed.", "synthetic": False, "mock": False, "download_samples": False, "cache_dir": "filed",
+    "samples_dir": "filed", "output": "filed", "setup_timeout_s": 50, "decode_share": 0.5,
+}  # fmt: skip
+
 
 def test_every_key_is_tried_below() -> None:
-    assert set(TWINS) == set(Scenario.model_fields)
+    assert {*TWINS, *DUPLEX_TWINS} == set(Scenario.model_fields)
+    assert {*DUPLEX_FILED, "duration", "text_prompt_file"} == set(DUPLEX_TWINS)
 
 
-@pytest.mark.parametrize("key", TWINS)
+@pytest.mark.parametrize("key", TWINS | DUPLEX_TWINS)
 def test_every_key_has_a_twin(key: str) -> None:
-    words, expected = TWINS[key]
+    words, expected = (TWINS | DUPLEX_TWINS)[key]
     flag = "--" + key.replace("_", "-")
-    assert getattr(resolve(parsed(flag, *words)), key) == expected
+    protocols: Any = ["personaplex" if key in DUPLEX_TWINS else "http_tts"]
+    assert getattr(resolve(parsed(flag, *words), protocols), key) == expected
     assert getattr(Scenario(), key) != expected
 
 
@@ -323,7 +363,7 @@ def test_the_command_line_goes_before_the_file(key: str, tmp_path: Path) -> None
         "level_warm_up_s": 50, "capacity_first": 3, "capacity_most": 500, "capacity_step": 0.5,
         "capacity_confidence": 0.9, "level_most_s": 50,
     }  # fmt: skip
-    assert set(other) == set(Scenario.model_fields)
+    assert set(other) == set(TWINS)
     path = tmp_path / "scenario.yaml"
     path.write_text(repr(other))  # JSON-like: YAML too
     scenario = resolve(parsed("--scenario", str(path), "--" + key.replace("_", "-"), *words))
@@ -331,6 +371,24 @@ def test_the_command_line_goes_before_the_file(key: str, tmp_path: Path) -> None
     for kept in ("runs_dir", "timeout_s", "seed", "drain_s"):
         if kept != key:
             assert getattr(scenario, kept) == other[kept], "keys that were not given come from the file"
+
+
+@pytest.mark.parametrize("key", DUPLEX_TWINS)
+@pytest.mark.parametrize("filed", [DUPLEX_FILED, {"mode": "full", "duration": 50, "text_prompt_file": "filed"}])
+def test_the_command_line_goes_before_the_file_of_full_duplex_users(
+    key: str, filed: dict[str, object], tmp_path: Path
+) -> None:
+    words, expected = DUPLEX_TWINS[key]
+    (tmp_path / "prompt.txt").write_text("Filed.")
+    if "text_prompt_file" in filed:
+        filed = filed | {"text_prompt_file": str(tmp_path / "prompt.txt")}
+    path = tmp_path / "scenario.yaml"
+    path.write_text(repr(filed))
+    scenario = resolve(parsed("--scenario", str(path), "--" + key.replace("_", "-"), *words), ["personaplex"])
+    assert getattr(scenario, key) == expected
+    for kept in ("voice_prompt", "cache_dir", "decode_share"):
+        if kept != key and kept in filed:
+            assert getattr(scenario, kept) == filed[kept]
 
 
 def test_every_key_has_a_help_that_names_its_default() -> None:
@@ -452,6 +510,109 @@ def test_without_them_locusts_options_are_left_alone() -> None:
     as_clients(options, scenario)
     assert (scenario.clients, scenario.warm_up_s) == (None, 3.0)
     assert (options.num_users, options.spawn_rate, options.run_time) == (7, 2, "60")
+
+
+# --------------------------------------------------------------------------------------------------- modes
+
+
+def of_duplex(*words: str, users: int | None = None) -> tuple[Scenario, argparse.Namespace]:
+    options = parsed(*words)
+    options.num_users, options.spawn_rate, options.run_time = users, None, None
+    return resolve(options, ["personaplex"]), options
+
+
+@pytest.mark.parametrize(
+    ("words", "users", "expected"),  # mode, iterations, duration, concurrency
+    [
+        (["--mode", "text"], None, ("text", 100, None, 1)),
+        (["--mode", "audio", "--iterations", "50"], None, ("audio", 50, None, 1)),
+        (["--iterations", "5"], None, ("audio", 5, None, 1)),
+        (["--mode", "turn_taking", "--concurrency", "3"], None, ("turn_taking", 100, None, 3)),
+        (["--mode", "interruption"], 6, ("interruption", 100, None, 6)),
+        (["--mode", "interruption", "--concurrency", "2"], 6, ("interruption", 100, None, 2)),
+        (["--mode", "throughput"], None, ("throughput", None, 60.0, 4)),
+        (["--mode", "throughput", "--duration", "9", "--concurrency", "16"], None, ("throughput", None, 9.0, 16)),
+        (["--mode", "full", "--iterations", "20", "--duration", "5"], None, ("full", 20, 5.0, 4)),
+        (["--mode", "full"], 2, ("full", 100, 60.0, 2)),
+    ],
+)
+def test_what_a_mode_means(words: list[str], users: int | None, expected: tuple[Any, ...]) -> None:
+    scenario, options = of_duplex(*words, users=users)
+    assert (scenario.mode, scenario.iterations, scenario.duration, scenario.concurrency) == expected
+    as_clients(options, scenario)
+    there = users or expected[-1]
+    assert (options.num_users, options.spawn_rate, options.run_time) == (there, there, None), "all at once"
+    assert options.enable_rebalancing
+    again = resolve(options, ["personaplex"])
+    assert again == scenario, "as Locust's options are when the run starts"
+
+
+def test_without_a_mode_nothing_is_dealt() -> None:
+    scenario, options = of_duplex(users=7)
+    as_clients(options, scenario)
+    assert (scenario.mode, scenario.iterations, scenario.duration, scenario.concurrency) == (None, None, None, None)
+    assert (options.num_users, options.spawn_rate) == (7, None)
+    assert scenario.name == "personaplex"
+
+
+def test_a_spawn_rate_that_was_asked_for_stays() -> None:
+    scenario, options = of_duplex("--mode", "throughput")
+    options.spawn_rate = 0.5
+    as_clients(options, scenario)
+    assert options.spawn_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "users", "names"),
+    [
+        (["--duration", "60"], None, ["duration", "--mode throughput", "--run-time"]),
+        (["--concurrency", "6"], None, ["concurrency", "--mode", "--users"]),
+        (["--mode", "text", "--duration", "60"], None, ["duration", "text"]),
+        (["--iterations", "3", "--duration", "60"], None, ["duration", "audio"]),
+        (["--mode", "throughput", "--iterations", "9"], None, ["iterations", "throughput", "--duration"]),
+        (["--mode", "throughput", "--concurrency", "8"], 3, ["concurrency", "8", "3"]),
+        (["--mode", "audio", "--clients", "3"], None, ["clients", "mode"]),
+        (["--mode", "audio", "--arrivals", "poisson", "--rate", "2"], None, ["rate", "mode"]),
+        (["--text-prompt", "a", "--text-prompt-file", __file__], None, ["text_prompt", "text_prompt_file"]),
+        (["--text-prompt-file", "/nowhere.txt"], None, ["text_prompt_file", "/nowhere.txt", "No such file"]),
+        (["--text-prompt-file", "/dev/null"], None, ["text_prompt_file", "/dev/null", "empty"]),
+    ],
+)
+def test_what_a_mode_cannot_mean(words: list[str], users: int | None, names: list[str]) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        of_duplex(*words, users=users)
+    line = str(caught.value)
+    assert "\n" not in line
+    for name in names:
+        assert name in line
+
+
+@pytest.mark.parametrize("words", [["--mode", "audio"], ["--iterations", "5"], ["--concurrency", "2"]])
+@pytest.mark.parametrize("protocols", [["http_tts"], ["voice_agent"], ["http_tts", "personaplex"]])
+def test_other_users_have_no_modes(words: list[str], protocols: Any) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        resolve(parsed(*words), protocols)
+    for name in (words[0].removeprefix("--"), "talk_personaplex.py", *protocols):
+        assert name in str(caught.value)
+
+
+def test_a_files_keys_for_other_modes_are_no_mistake(tmp_path: Path) -> None:
+    """One file serves all modes: configs/default.yaml with --mode text."""
+    path = written(tmp_path, "mode: full\niterations: 20\nduration: 30\nconcurrency: 5\n")
+    asked = ["--scenario", str(path), "--mode"]
+    text, _ = of_duplex(*asked, "text")
+    assert (text.iterations, text.duration, text.concurrency) == (20, None, 5)
+    throughput, _ = of_duplex(*asked, "throughput")
+    assert (throughput.iterations, throughput.duration, throughput.concurrency) == (None, 30.0, 5)
+
+
+def test_a_prompt_of_a_file_is_read_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("  You work for a café.\n", "utf-8")
+    scenario, _ = of_duplex("--text-prompt-file", str(tmp_path / "prompt.txt"))
+    assert scenario.text_prompt == "You work for a café."
+    (tmp_path / "prompt.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ScenarioError, match=r"prompt\.txt is no UTF-8"):
+        of_duplex("--text-prompt-file", str(tmp_path / "prompt.txt"))
 
 
 # --------------------------------------------------------------------------------------------------- files

@@ -201,11 +201,8 @@ class Collector:
         command = [sys.executable, "-m", "analysis.report", str(self.run_dir), "--export", form]
         made = subprocess.run([*command, "--output", output], capture_output=True, text=True, check=False)
         print(made.stdout, flush=True)
-        if made.returncode:
-            why = made.stderr.strip().rpartition("\n")[2]
-            return [f"nothing was written to {output}: {why}"]
-        _log.info("written as %s: %s", form, output)
-        return []
+        why = made.stderr.strip().rpartition("\n")[2]
+        return [f"nothing was written to {output}: {why}"] if made.returncode else []
 
     def _recover(self, worker: str, facts: WorkerFacts) -> str:
         spool = Path(facts["spool"])

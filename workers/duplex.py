@@ -35,7 +35,12 @@ class DuplexUser(CallUser):
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
         self._iteration = _ANY
+        self._counted = False
         self._sessions = 0
+
+    def thinks_by_schedule(self, run: LiveRun) -> bool:
+        """Between counted iterations nobody thinks: each is a session of its own."""
+        return self._counted
 
     @contextmanager
     def iteration(self) -> Iterator[Iteration]:
@@ -43,6 +48,7 @@ class DuplexUser(CallUser):
         run = self.join()
         self.settle()
         self._iteration = granted = run.dealing.next()
+        self._counted = granted.number is not None
         try:
             yield granted
         finally:
@@ -53,7 +59,7 @@ class DuplexUser(CallUser):
     def goes_on(self, session: Call) -> bool:
         """Whether another turn is due in a session of an iteration without a number."""
         run = self.join()
-        return session.wants_more() and not run.dealing.iteration_ended(self._iteration)
+        return not run.dealing.iteration_ended(self._iteration) and session.wants_more()
 
     def call(self, stream_id: str | None = None) -> Call:
         """A session, to be used in a `with` statement: connects, waits for the handshake; hangs up at its end."""

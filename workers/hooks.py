@@ -22,6 +22,7 @@ from locust.env import Environment
 from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, WorkerRunner
 
 from workers import adviser, manifest, master_dealing, mock_server, recordings, targets
+from workers import spoken as spoken_of
 from workers.audio.clips import ClipError
 from workers.clients.http_connection import BadTarget
 from workers.collector import Collector
@@ -154,8 +155,10 @@ def _check_options(environment: Environment) -> None:
             _download(environment, scenario)
         if scenario.mock:
             _mock(environment, scenario)
-        if options.headless or options.autostart or environment.host:
-            _check(environment, scenario)
+        if (options.headless or options.autostart or environment.host) and "personaplex" in _check(
+            environment, scenario
+        ):
+            spoken_of.choose(scenario)
         as_clients(options, scenario)
     except (ScenarioError, BadTarget, ClipError, RecordingError, OSError) as error:
         print(f"cicada: {error}", file=sys.stderr, flush=True)
@@ -244,18 +247,14 @@ def _begin_run(environment: Environment) -> dict[str, Any]:
     shape: Any = environment.shape_class
     if hasattr(shape, "check"):
         shape.check(scenario, list(hosts))
+    spoken = spoken_of.choose(scenario) if "personaplex" in hosts else None
     run_dir = manifest.new_run_dir(Path(scenario.runs_dir), scenario.name)
     users = options.num_users
     servers = targets.servers(environment, scenario) if "personaplex" in hosts else []
     places = {*hosts.values(), *servers}
     facts = manifest.opening(run_dir.name, " ".join(sorted(places)), scenario.model_dump(mode="json"), users, sys.argv)
-    spoken = recordings.of_scenario(scenario) if "personaplex" in hosts else None
     if spoken is not None:
-        facts["mock"] = scenario.mock
-        facts["recordings"] = {
-            "source": ", ".join(sorted({one.source for one in spoken})),
-            "names": [one.name for one in spoken],
-        }
+        facts |= {"mock": scenario.mock, "recordings": spoken.told()}
     _master = Collector(run_dir, facts)
     _master.dealt = master_dealing.begin(environment, scenario, _master.run, _dealing_here)
     gevent.spawn(_master.ask_target, places)
@@ -268,15 +267,16 @@ def _begin_run(environment: Environment) -> dict[str, Any]:
         names = [_station.worker]
     ramp_s = (users or 1) / (options.spawn_rate or 1) if environment.shape_class is None else 0.0
     now = time.time()
+    told = scenario if spoken is None else spoken.scenario
     return {
         "run": run_dir.name,
         "run_dir": str(run_dir),
-        "scenario": scenario.model_dump(mode="json", exclude={"metrics"}),  # whose URLs may hold a password
+        "scenario": told.model_dump(mode="json", exclude={"metrics"}),  # whose URLs may hold a password
         "texts": resolve_texts(scenario),
         "hosts": hosts,
         "servers": servers,
         "clips": targets.fingerprint(scenario) if "voice_agent" in hosts else None,
-        "recordings": targets.fingerprint_of(spoken) if spoken is not None and distributed else None,
+        "recordings": targets.fingerprint_of(spoken.recordings) if spoken is not None and distributed else None,
         "starts_wall_at": now,
         # An open loop begins when its users are there: starts nobody could take would say nothing of the target.
         "open_loop_wall_at": now + ramp_s + 1.0,

@@ -50,9 +50,7 @@ QUESTIONS = (
 
 PAUSE_S = 1.5  # a shorter pause belongs to a query
 LEAD_S = 0.2  # what is kept before a query's voice
-_FAINT_DB = (
-    26.0  # below the voice's level; a query does not end with a breath or a released consonant fainter than that
-)
+_FAINT_DB = 26.0  # below the voice's level: a breath or a released consonant so faint does not end a query
 _LEVEL_S = 0.02
 _CONNECT_S = 30.0  # also the longest pause in a download
 _DOWNLOAD_S = 300.0
@@ -335,7 +333,7 @@ def _cut(path: Path, prompt: str | None, source: str) -> Recording:
 def _samples(path: Path) -> Samples:
     """(n,) int16 at RATE: the mean of all channels; samples that need no change are as they are in the file."""
     try:
-        heard, rate = clips._read(path)
+        heard, rate = clips.read(path)
     except ClipError as error:
         raise ClipError(f"{path.name}: {error}") from None
     mixed = heard.mean(axis=1, dtype=np.float64)
@@ -343,7 +341,7 @@ def _samples(path: Path) -> Samples:
     if rate != RATE:
         mixed = soxr.resample(mixed, rate, RATE)
     mixed /= max(1.0, float(np.abs(mixed).max(initial=0.0)))  # float files may exceed full scale
-    return clips._int16(mixed * 32768)
+    return clips.int16(mixed * 32768)
 
 
 def _queries(samples: Samples) -> list[turns.Span]:

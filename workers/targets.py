@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from workers import recordings
 from workers.audio import clips
 from workers.clients import personaplex
 from workers.clients.codecs import CODECS
@@ -28,7 +27,7 @@ def protocols(user_classes: Iterable[Any]) -> list[Protocol]:
 
 
 def check(environment: Any, scenario: Scenario) -> dict[str, str]:
-    """Host by protocol, all else that workers will need tried out. Raises BadTarget, ClipError, RecordingError.
+    """Host by protocol, all else that workers will need tried out. Raises BadTarget, ClipError.
 
     Where there are several servers of full-duplex models, the first stands for them: see `servers`.
     """
@@ -44,7 +43,6 @@ def check(environment: Any, scenario: Scenario) -> dict[str, str]:
                 clips.load(Path(scenario.audio_dir))
             case "personaplex":
                 hosts[protocol] = servers(environment, scenario)[0]
-                recordings.of_scenario(scenario)
     return hosts
 
 

@@ -96,7 +96,7 @@ def examine(path: Path) -> list[Problem]:
 def fixed(path: Path) -> Clip:
     """What the file says as a query: one channel, 16 kHz, 16 bit, no silence behind it. Raises ClipError if nothing."""
     try:
-        heard, rate = _read(path)
+        heard, rate = read(path)
     except ClipError as error:
         raise ClipError(f"{path.name}: {error}") from None
     mixed = heard.mean(axis=1, dtype=np.float64)
@@ -104,7 +104,7 @@ def fixed(path: Path) -> Clip:
     if rate != RATE:
         mixed = soxr.resample(mixed, rate, RATE)
     mixed /= max(1.0, float(np.abs(mixed).max(initial=0.0)) / (32767 / 32768))  # float files may exceed full scale
-    clip = _clip(path.name, _int16(mixed * 32768), RATE)
+    clip = _clip(path.name, int16(mixed * 32768), RATE)
     if clip is None:
         raise ClipError(f"{path.name}: no speech in it")
     return clip
@@ -115,17 +115,17 @@ def resampled(clip: Clip, rate: int) -> Clip:
     if rate == clip.rate:
         return clip
     # In float: soxr dithers int16 at random, and every worker must speak the same bytes.
-    return replace(clip, samples=_int16(soxr.resample(clip.samples.astype(np.float64), clip.rate, rate)), rate=rate)
+    return replace(clip, samples=int16(soxr.resample(clip.samples.astype(np.float64), clip.rate, rate)), rate=rate)
 
 
 def _examined(path: Path) -> tuple[list[Problem], Clip | None]:
     try:
-        heard, rate = _read(path)
+        heard, rate = read(path)
     except ClipError as error:
         return [Problem(str(error), True)], None
     problems = [Problem(what, True) for what in _format_faults(path)]
     mixed = heard.mean(axis=1, dtype=np.float64)
-    samples = _int16(mixed * 32768)
+    samples = int16(mixed * 32768)
     clip = _clip(path.name, samples, rate)
     if clip is None:
         return [*problems, Problem("silence only" if not _audible(samples) else "no speech in it", True)], None
@@ -154,7 +154,7 @@ def _format_faults(path: Path) -> list[str]:
     return faults
 
 
-def _read(path: Path) -> tuple[npt.NDArray[np.float32], int]:
+def read(path: Path) -> tuple[npt.NDArray[np.float32], int]:
     """Samples (n, channels) within ±1 and their rate. Raises ClipError with what is wrong, in a few words."""
     try:
         size = path.stat().st_size
@@ -217,7 +217,7 @@ def _audible(samples: Samples) -> bool:
     return len(samples) > 0 and int(samples.max()) - int(samples.min()) > 16
 
 
-def _int16(heard: npt.NDArray[np.float64]) -> Samples:
+def int16(heard: npt.NDArray[np.float64]) -> Samples:
     return np.clip(np.rint(heard), -32768, 32767).astype(np.int16)
 
 
