@@ -16,7 +16,7 @@ from rich.console import Console
 
 from analysis import checks, gave_out, page_capacity
 from analysis.console import say, width, write_json
-from analysis.counting import Counted, conversations, count, requests
+from analysis.counting import Counted, agent_calls, conversations, count, full_duplex, requests
 from analysis.levels import Decision, Outcome, decide, promising
 from analysis.runs import ForeignRun, Run, open_run
 from analysis.scraped import read_scraped, within
@@ -307,7 +307,9 @@ def _level(level: Level, targets: Targets | None) -> Figures:
 LATENCIES = {
     "ttfc": ("ttfc_s", requests),
     "ttfa": ("ttfa_s", requests),
-    "floor_transfer_offset": ("floor_transfer_offset_s", conversations),
+    "floor_transfer_offset": ("floor_transfer_offset_s", agent_calls),
+    "duplex_transfer_offset": ("floor_transfer_offset_s", full_duplex),
+    "ttft": ("ttft_s", full_duplex),
 }
 
 

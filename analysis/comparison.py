@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis import duplex_rows
 from analysis.checks import Reason, reasons
-from analysis.counting import Counted, conversations, count, requests
+from analysis.counting import Counted, agent_calls, count, full_duplex, requests
 from analysis.runs import Run, open_run
 from analysis.stats import (
     Difference,
@@ -28,11 +29,15 @@ from analysis.stats import (
 )
 from workers.samples.schema import CENSORED
 
-Kind = Literal["requests", "conversations"]
+Kind = Literal["requests", "conversations", "full duplex"]
 Verdict = Literal["worse", "better", "same", "no evidence", "not comparable"]
 Unit = Literal["ms", "rtf", "%", "/s"]
 
-KINDS: dict[Kind, Callable[[Counted], Counted]] = {"requests": requests, "conversations": conversations}
+KINDS: dict[Kind, Callable[[Counted], Counted]] = {
+    "requests": requests,
+    "conversations": agent_calls,
+    "full duplex": full_duplex,
+}
 
 MARGIN = 0.05
 SHARE_MARGIN = 0.01
@@ -41,8 +46,11 @@ SIGNED_BASE_MS = 100.0  # the floor transfer offset may be 0, and so would be an
 BLOCKS = 30  # of the measured window, for rates: neighbouring seconds resemble each other
 
 # What two runs may differ in and still be asked for the same. Where the target is, is told as a note.
-IGNORED = ("name", "seed", "runs_dir", "spool_dir", "output_dir", "keep_audio", "keep_chunks", "targets")
-WHERE = ("agent_host", "port", "metrics")
+IGNORED = (
+    *("name", "seed", "runs_dir", "spool_dir", "output_dir", "output", "cache_dir", "keep_audio", "keep_chunks"),
+    *("targets", "text_prompt_file"),  # whose text is compared
+)
+WHERE = ("agent_host", "port", "metrics", "servers")
 # Invalid figures that are the target's own doing are what is compared; all other reasons of that weight are a bar.
 OF_THE_TARGET = ("nothing_answered", "failures")
 
@@ -80,6 +88,14 @@ FIGURES: tuple[Figure, ...] = (
     Figure("conversations", "answers that stall", "stalls", None, "%"),
     Figure("conversations", "success", "success", None, "%", more_is_better=True),
     Figure("conversations", "barge-ins yielded to", "yielded", None, "%", more_is_better=True),
+    *(Figure("full duplex", "floor transfer offset", _OFFSET, q, "ms") for q in _QUANTILES),
+    *(Figure("full duplex", "TTFT", "ttft_s", q, "ms") for q in _QUANTILES),
+    *(Figure("full duplex", "ITL", "itl_s", q, "ms") for q in _QUANTILES),
+    *(Figure("full duplex", "session set-up", "setup_s", q, "ms") for q in _QUANTILES),
+    Figure("full duplex", "overlaps", "overlaps", None, "%"),
+    Figure("full duplex", "answers that stall", "stalls", None, "%"),
+    Figure("full duplex", "success", "success", None, "%", more_is_better=True),
+    Figure("full duplex", "barge-ins yielded to", "yielded", None, "%", more_is_better=True),
 )
 
 
@@ -200,6 +216,11 @@ def _read(path: Path) -> _Side:
         pairs = part.measured[["protocol", "dialect"]].drop_duplicates()
         measured[kind] = tuple(sorted(f"{row.protocol} {row.dialect}" for row in pairs.itertuples()))
         made, left_out = _samples(kind, part, _is_open_loop(run))
+        if kind == "full duplex":
+            setups = duplex_rows.sessions_of(run, part.measured)
+            made[kind, "setup_s"] = _of_sessions(setups[setups["setup_s"].notna()])
+            if len(modes := duplex_rows.modes_of(part)) > 1:
+                notes.append(f"its modes are compared together ({', '.join(modes)}): runs of one mode say more")
         samples |= made
         notes += left_out
     return _Side(
@@ -219,23 +240,26 @@ def _is_open_loop(run: Run) -> bool:
 
 
 def _samples(kind: Kind, counted: Counted, open_loop: bool) -> tuple[Samples, list[str]]:
-    """The samples of a run's requests or conversations, and what was left out of them."""
+    """The samples of a run's turns of a kind, and what was left out of them."""
     answered = counted.answered
     handled = counted.measured[counted.measured["outcome"] != CENSORED]
     made: Samples = {(kind, "success"): _flags(handled, handled.index.isin(answered.index))}
     left_out = []
     for figure in FIGURES:
         key = (kind, figure.sample)
-        if figure.of != kind or figure.q is None or key in made:
+        if figure.of != kind or figure.q is None or key in made or figure.sample == "setup_s":
             continue
-        values = answered[figure.sample].to_numpy(dtype=np.float64)
+        rows = answered
+        if kind == "full duplex" and figure.sample == _OFFSET:  # what follows a barge-in is another figure
+            rows = duplex_rows.asked(answered)
+        values = rows[figure.sample].to_numpy(dtype=np.float64)
         # From the user's last word an early answer's latency is negative; of a request's none is.
-        usable = np.isfinite(values) & ((values >= 0) | (kind == "conversations"))
+        usable = np.isfinite(values) & ((values >= 0) | (kind != "requests"))
         if unusable := len(values) - int(usable.sum()):
             of = f"{unusable:,} of {len(values):,} answers ({kind})"
             left_out.append(f"{of} left out of {figure.name}: missing, infinite or negative")
         scale = 1000.0 if figure.unit == "ms" else 1.0
-        made[key] = Sample(values[usable] * scale, answered["cluster"].to_numpy(dtype=np.int64)[usable])
+        made[key] = Sample(values[usable] * scale, rows["cluster"].to_numpy(dtype=np.int64)[usable])
     if kind == "requests":
         made[kind, "answers"] = _answers(counted, open_loop)
         return made, left_out
@@ -248,6 +272,10 @@ def _samples(kind: Kind, counted: Counted, open_loop: bool) -> tuple[Samples, li
     if len(tried):
         made[kind, "yielded"] = _flags(tried, tried["yielded"])
     return made, left_out
+
+
+def _of_sessions(sessions: pd.DataFrame) -> Sample:
+    return Sample(sessions["setup_s"].to_numpy(dtype=np.float64) * 1000, sessions["cluster"].to_numpy(dtype=np.int64))
 
 
 def _flags(rows: pd.DataFrame, flags: Any) -> Sample:
@@ -402,7 +430,8 @@ def _margin(figure: Figure, before: float | None, margin: float, share_margin: f
         return None
     if figure.unit != "ms":
         return margin * abs(before)
-    base = max(abs(before), SIGNED_BASE_MS) if figure.of == "conversations" else abs(before)
+    signed = figure.of == "conversations" or figure.sample == _OFFSET
+    base = max(abs(before), SIGNED_BASE_MS) if signed else abs(before)
     return max(margin * base, LEAST_MARGIN_MS)
 
 

@@ -1,4 +1,4 @@
-"""Every figure of a run's conversations, as plain data. Knows turns and the server's figures; nothing of how they look.
+"""Every figure of a run's calls to voice agents, as plain data. Knows turns and the server's figures; not their look.
 
 Latency of successes only (an early answer is one), from the user's last voiced sample. The greeting is no turn and is
 in no figure but its own. docs/metrics.md says what each figure means.
@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis import turn_join, waterfall
 from analysis.components import Tally
-from analysis.counting import Counted
+from analysis.counting import VOICE_AGENT, Counted
 from analysis.runs import Run
 from analysis.stats import turns_needed
 from workers.samples import schema
@@ -54,21 +54,21 @@ def summarise_conversations(run: Run, counted: Counted, metric: Metric) -> Figur
     heard = answered[answered["floor_transfer_offset_s"].notna()]
     limit_s = threshold_s(run)
     figures: Figures = {
-        "outcomes": _outcomes(counted),
+        "outcomes": outcomes(counted),
         "started": len(counted.measured),
         "answered": len(answered),
         "failed": len(counted.failed),
         "cut": len(counted.cut),
         "sessions": int(counted.measured["cluster"].nunique()),
         "success_rate_percent": _percent(counted.success_share),
-        "no_results": _no_results(counted),
+        "no_results": no_results(counted),
         **{name: metric(answered, column, 1000.0) for name, column in METRICS},
         "turn_taking": _turn_taking(heard, limit_s),
         "onset_by": {str(k): int(n) for k, n in answered["onset_by"].value_counts().items() if n},
         "agent_speech_s": _mean(answered["agent_speech_s"]),
         "queries": _queries(counted, metric),
         "by_load": _by_load(run, heard, metric),
-        "stalls": _stalls(answered, metric),
+        "stalls": stalls(answered, metric),
         "barge_in": _barge_in(counted, metric),
         "stale": {
             "turns": int((counted.measured["stale_s"].fillna(0.0) > 0).sum()),
@@ -81,7 +81,8 @@ def summarise_conversations(run: Run, counted: Counted, metric: Metric) -> Figur
     return figures | {"server": _server(run, counted)}
 
 
-def _outcomes(counted: Counted) -> dict[str, int]:
+def outcomes(counted: Counted) -> dict[str, int]:
+    """How many turns ended in which way, in the order of the schema."""
     counts = counted.measured["outcome"].value_counts()
     return {name: int(counts[name]) for name in schema.OUTCOMES if counts.get(name, 0)}
 
@@ -99,17 +100,19 @@ def _turn_taking(heard: pd.DataFrame, limit_s: float) -> Figures | None:
     """Gaps, overlaps, and beside them S3's count."""
     if heard.empty:
         return None
-    offset_s = heard["floor_transfer_offset_s"]
-    overlaps = heard[offset_s < 0]
-    latency = latency_s(heard)
+    count = {"threshold_s": limit_s, "reverse_barge_ins": int((latency_s(heard) < limit_s).sum())}
+    return gaps(heard["floor_transfer_offset_s"]) | count
+
+
+def gaps(offset_s: pd.Series) -> Figures:
+    """Of floor transfer offsets (one or more): the shares of gaps and of overlaps."""
+    overlaps = offset_s[offset_s < 0]
     return {
-        "n": len(heard),
+        "n": len(offset_s),
         "gap_percent": float((offset_s >= 0).mean()) * 100,
         "overlap_percent": float((offset_s < 0).mean()) * 100,
         "overlaps": len(overlaps),
-        "overlap_mean_ms": None if overlaps.empty else float((-overlaps["floor_transfer_offset_s"]).mean()) * 1000,
-        "threshold_s": limit_s,
-        "reverse_barge_ins": int((latency < limit_s).sum()),
+        "overlap_mean_ms": None if overlaps.empty else float((-overlaps).mean()) * 1000,
     }
 
 
@@ -133,7 +136,8 @@ def _by_load(run: Run, heard: pd.DataFrame, metric: Metric) -> list[Figures]:
 
     LOADS_SHOWN equal steps between the least and the greatest number; none where it hardly changed.
     """
-    begun, ended = run.sessions["ready_wall_at"].dropna(), run.sessions["ended_wall_at"].dropna()
+    calls = run.sessions[run.sessions["protocol"] == VOICE_AGENT]
+    begun, ended = calls["ready_wall_at"].dropna(), calls["ended_wall_at"].dropna()
     told = heard[heard["user_offset_at"].notna()]
     if told.empty or begun.empty:
         return []
@@ -155,7 +159,8 @@ def _by_load(run: Run, heard: pd.DataFrame, metric: Metric) -> list[Figures]:
     ]
 
 
-def _stalls(answered: pd.DataFrame, metric: Metric) -> Figures | None:
+def stalls(answered: pd.DataFrame, metric: Metric) -> Figures | None:
+    """How often answers would stall, by how much is buffered first; None where no arrivals were kept."""
     told = answered[answered["min_prebuffer_s"].notna()]
     if told.empty:
         return None
@@ -193,7 +198,7 @@ def _greeting(run: Run, counted: Counted) -> Figures:
 # ------------------------------------------------------------------------------------------------------- no results
 
 
-def _no_results(counted: Counted) -> Figures | None:
+def no_results(counted: Counted) -> Figures | None:
     """S3's message for a run without an answer: which cause, and the failure that most turns ended in."""
     if len(counted.answered):
         return None
@@ -219,6 +224,13 @@ def _cause(kind: str, failed: pd.DataFrame) -> Figures:
             "cause": "unreachable",
             "line": "the endpoint could not be reached: no call came up",
             "advice": "Is the server up, and are --host and the path right? Check the server's log.",
+        }
+    if kind == "handshake_timeout":
+        return {
+            "cause": "no_handshake",
+            "line": "connections were accepted, but no session got its handshake: such a server serves one at a time, "
+            "and reads its prompts first",
+            "advice": "Is another client in the way? Name more --servers, or wait longer (--setup-timeout-s).",
         }
     if kind in ("timed_out", "no_answer_in_time") or "timeout" in kind:
         silence = "nothing came back" if heard_nothing else "what came back held no speech that answers it"

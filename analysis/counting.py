@@ -3,13 +3,15 @@
 Turns begun in the measured phase count. One that we ended ourselves is censored: neither success nor failure.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
 
 from workers.samples.schema import ANSWERS, CENSORED
 
-CONVERSATIONS = ("voice_agent",)  # protocols in which the user speaks: latency counts from the end of their words
+VOICE_AGENT, FULL_DUPLEX = "voice_agent", "personaplex"
+CONVERSATIONS = (VOICE_AGENT, FULL_DUPLEX)  # the user speaks: latency counts from the end of their words
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +44,28 @@ def count(turns: pd.DataFrame) -> Counted:
 
 def requests(counted: Counted) -> Counted:
     """The turns that are requests: a text sent, speech received."""
-    return _of(counted, False)
+    return where(counted, lambda turns: ~turns["protocol"].isin(CONVERSATIONS))
 
 
 def conversations(counted: Counted) -> Counted:
-    """The turns of conversations."""
-    return _of(counted, True)
+    """The turns of conversations, of whichever protocol."""
+    return where(counted, lambda turns: turns["protocol"].isin(CONVERSATIONS))
 
 
-def _of(counted: Counted, spoken: bool) -> Counted:
+def agent_calls(counted: Counted) -> Counted:
+    """The turns of calls to voice agents."""
+    return where(counted, lambda turns: turns["protocol"] == VOICE_AGENT)
+
+
+def full_duplex(counted: Counted) -> Counted:
+    """The turns of sessions with full-duplex models."""
+    return where(counted, lambda turns: turns["protocol"] == FULL_DUPLEX)
+
+
+def where(counted: Counted, chosen: Callable[[pd.DataFrame], pd.Series]) -> Counted:
+    """The turns for which `chosen` (a flag a row) is true."""
     parts = (counted.measured, counted.answered, counted.failed, counted.cut)
-    return Counted(*(part[part["protocol"].isin(CONVERSATIONS) == spoken] for part in parts))
+    return Counted(*(part[chosen(part)] for part in parts))
 
 
 def wall_s(counted: Counted) -> float | None:

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from analysis import server_join, turn_join, waterfall
-from analysis.counting import Counted, conversations, requests
+from analysis.counting import Counted, agent_calls, requests
 from analysis.runs import Run
 from analysis.scraped import series, within
 
@@ -88,7 +88,7 @@ def find(
 
 def turn_parts(run: Run, counted: Counted) -> pd.DataFrame:
     """A row an answered turn of a level that the server tells of: `level`, `at`, and the seconds of each part."""
-    spoken, asked = conversations(counted), requests(counted)
+    spoken, asked = agent_calls(counted), requests(counted)
     found = []
     if len(spoken.answered) and (heard := turn_join.join_turns(run)) is not None:
         stages = spoken.answered.join(heard.stages, how="inner")

@@ -28,9 +28,10 @@ COLUMNS = (
     *("worker", "session", "protocol", "outcome", "error_kind", "phase", "barge_in", "yielded"),
     *("intended_at", "user_offset_at", "ended_at"),
     *("ttfc_s", "ttfa_s", "e2e_s", "rtf", "min_prebuffer_s", "floor_transfer_offset_s", "time_to_silence_s"),
+    *("ttft_s", "itl_s"),
 )
 NUMBERS = [name for name in COLUMNS if name.endswith(("_s", "_at")) or name == "rtf"]
-TOLD = ["ok", "cut", "away", "spoken", "waited_s"]  # by violations.handled
+TOLD = ["ok", "cut", "away", "spoken", "duplex", "waited_s"]  # by violations.handled
 SILENT_S = 10.0
 Figures = dict[str, Any]
 

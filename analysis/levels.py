@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.stats import SESSIONS_NEEDED, Looks, bound, design_effect, looks_for, turns_for_proof
 from analysis.stats.shares import ASSUMED_DESIGN_EFFECT
 from analysis.targets import Target, Targets
-from analysis.violations import Share, applicable, beyond, shares_of, values_of
+from analysis.violations import Share, apart, applicable, beyond, shares_of, values_of
 
 Outcome = Literal["pass", "fail", "undecided"]
 SCOUTED_TURNS = 30
@@ -95,7 +95,7 @@ def decide(turns: pd.DataFrame, targets: Targets, alpha: float) -> Decision:
     alpha: the chance of calling a level passed that is not, and of calling one failed that is not; failing is spread
     over the proportions.
     """
-    wanted = [(target, share, rows) for target, share in proportions(targets) for rows in _kinds(target, turns)]
+    wanted = [(target, share, rows) for target, share in proportions(targets) for _, rows in apart(target, turns)]
     tests = []
     for target, share, rows in wanted:
         test = _test(target, share, applicable(target, rows), alpha, alpha / len(wanted))
@@ -108,14 +108,6 @@ def decide(turns: pd.DataFrame, targets: Targets, alpha: float) -> Decision:
     gone = len(turns) >= GONE_TURNS and bool(turns["away"].iloc[-GONE_TURNS:].all())
     hopeless = gone or (len(tests) == len(wanted) and all(test.over or test.outcome == "pass" for test in tests))
     return Decision("undecided", tuple(tests), hopeless, gone)
-
-
-def _kinds(target: Target, turns: pd.DataFrame) -> list[pd.DataFrame]:
-    """Turns of each kind apart, where there are requests and conversations and the target speaks of both."""
-    spoken = turns["spoken"].to_numpy(bool)
-    if target.metric.of != "both" or spoken.all() or not spoken.any():
-        return [turns]
-    return [turns[~spoken], turns[spoken]]
 
 
 def _test(target: Target, share: Share, rows: pd.DataFrame, alpha: float, fail_alpha: float) -> Tested | None:
@@ -151,7 +143,7 @@ def _test(target: Target, share: Share, rows: pd.DataFrame, alpha: float, fail_a
 def promising(turns: pd.DataFrame, targets: Targets) -> bool:
     """Whether a level is worth going beyond: 30 turns, and no more of them outside a limit than it allows. No proof."""
     for target, share in proportions(targets):
-        for rows in _kinds(target, turns):
+        for _, rows in apart(target, turns):
             bad = beyond(share.limit, values_of(target, applicable(target, rows)))
             if len(bad) < SCOUTED_TURNS or bad.mean() > share.allowed:
                 return False

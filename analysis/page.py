@@ -14,7 +14,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from analysis import page_conversation, page_scraped, page_targets
+from analysis import page_conversation, page_duplex, page_scraped, page_targets
 from analysis.checks import CHECKS
 from analysis.counting import CONVERSATIONS
 from analysis.page_numbers import Figures, fits, interval, number, percent, quantile, rate
@@ -43,6 +43,8 @@ def _print(figures: Figures, console: Console) -> None:
         parts.append(page_scraped.part(figures["scraped"]))
     if figures["conversation"]:
         parts += page_conversation.parts(figures["conversation"], console)
+    if figures["duplex"]:
+        parts += page_duplex.parts(figures["duplex"], console)
     for part in parts:
         console.print(part)
         console.print()

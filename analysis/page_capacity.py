@@ -15,7 +15,13 @@ from analysis.page_numbers import NOTHING, number, rate
 
 Figures = dict[str, Any]
 
-LATENCIES = {"ttfc": "TTFC", "ttfa": "TTFA", "floor_transfer_offset": "floor transfer\noffset"}
+LATENCIES = {
+    "ttfc": "TTFC",
+    "ttfa": "TTFA",
+    "floor_transfer_offset": "floor transfer\noffset",
+    "duplex_transfer_offset": "full duplex\noffset",
+    "ttft": "TTFT",
+}
 OUTCOMES = {
     "pass": ("pass", "bold green"),
     "fail": ("FAIL", "bold red"),

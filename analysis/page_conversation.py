@@ -1,13 +1,13 @@
 """The conversations' part of the page. Knows how figures look; computes none."""
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from analysis import components
-from analysis.page_numbers import Figures, fits, interval, milliseconds, number, percent, quantile
+from analysis.page_numbers import Figures, milliseconds, number, percent, quantile
+from analysis.page_table import latency_table, notes
 
 CLIENTS_SHOWN = 8
 BAR_COLUMNS = 40
@@ -24,12 +24,12 @@ def parts(found: Figures, console: Console) -> list[RenderableType]:
     """Everything the page says of conversations, in its order."""
     made: list[RenderableType] = [_turns(found)]
     if found["no_results"]:
-        made.append(_no_results(found["no_results"]))
+        made.append(no_results(found["no_results"]))
     if found["answered"]:
         made.append(_latency(found, console))
         if found["by_load"]:
             made.append(_by_load(found["by_load"]))
-        made += [_turn_taking(found), _playback(found)]
+        made += [_turn_taking(found), playback(found["stalls"])]
     if found["server"]:
         made += _server(found["server"], console)
     return made
@@ -48,7 +48,8 @@ def _turns(found: Figures) -> RenderableType:
     return Text.assemble(*told)
 
 
-def _no_results(told: Figures) -> RenderableType:
+def no_results(told: Figures) -> RenderableType:
+    """Why there is no latency, and what to do."""
     lines = [Text.assemble(("No results", "bold red"), f": {told['line']}.")]
     if top := told["top_failure"]:
         example = f': "{top["example"]}"' if top["example"] else ""
@@ -62,50 +63,16 @@ def _no_results(told: Figures) -> RenderableType:
 
 def _latency(found: Figures, console: Console) -> RenderableType:
     n = found["floor_transfer_offset_ms"]
-    table = _latency_table(found, with_mean=True)
-    if not fits(table, console):
-        table = _latency_table(found, with_mean=False)
-    made: list[RenderableType] = [
-        Text.assemble(
-            ("Latency", "bold"),
-            f" in ms from the user's last voiced sample · {n['n']:,} answers heard in {n['sessions']:,} calls",
-        ),
-        table,
-    ]
-    quantiles = found["floor_transfer_offset_ms"]["quantiles"]
-    if missing := sorted({q["no_interval"] for q in quantiles.values() if q["no_interval"] and not q["too_few"]}):
-        made.append(Text(f"No intervals: {', '.join(missing)}.", style="dim"))
-    if any(q["too_few"] for q in quantiles.values()):
-        needs = ", ".join(f"{name} {q['turns_needed']}" for name, q in quantiles.items())
-        made.append(Text(f"Answers a quantile needs before it means something: {needs}. n<: fewer.", style="dim"))
-    return Group(*made)
-
-
-def _latency_table(found: Figures, with_mean: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    table.add_column("ms", no_wrap=True)
-    if with_mean:
-        table.add_column("mean", justify="right", no_wrap=True)
-    names = list(found["floor_transfer_offset_ms"]["quantiles"])
     rows = {title: found[metric] for metric, title in TITLES.items()}
     queries = {name: query["floor_transfer_offset_ms"] for name, query in found["queries"].items()}
     queries = {name: row for name, row in queries.items() if not row["quantiles"]["p50"]["too_few"]}
     if len(queries) > 1:
         rows |= {f"  {name}": row for name, row in queries.items()}
-    with_interval = any(row["quantiles"][q]["low"] is not None for row in rows.values() for q in names)
-    for q in names:
-        table.add_column(q, justify="right", no_wrap=True)
-        if with_interval:
-            table.add_column("95 % within", justify="left", no_wrap=True)
-    for place, (title, row) in enumerate(rows.items()):
-        cells: list[RenderableType] = [Text(title, overflow="ellipsis")]
-        if with_mean:
-            cells.append(number(row["mean"], "ms"))
-        for q in (row["quantiles"][name] for name in names):
-            cells += [quantile(q, "ms"), interval(q, "ms")] if with_interval else [quantile(q, "ms")]
-        style = "bold" if place == 0 else "dim" if place >= len(TITLES) else ""
-        table.add_row(*cells, style=style, end_section=place == len(TITLES) - 1 < len(rows) - 1)
-    return table
+    heading = Text.assemble(
+        ("Latency", "bold"),
+        f" in ms from the user's last voiced sample · {n['n']:,} answers heard in {n['sessions']:,} calls",
+    )
+    return Group(heading, latency_table(rows, console, first=len(TITLES)), *notes(n))
 
 
 def _by_load(levels: list[Figures]) -> RenderableType:
@@ -172,8 +139,8 @@ def _barge_in(told: Figures | None) -> str:
     )
 
 
-def _playback(found: Figures) -> RenderableType:
-    stalls = found["stalls"]
+def playback(stalls: Figures | None) -> RenderableType:
+    """How often answers would stall, by how much is buffered before they are played."""
     if stalls is None:
         return Text("Playback: unknown, no arrivals of chunks were kept.", style="dim")
     table = Table.grid(padding=(0, 2))

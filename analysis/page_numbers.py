@@ -43,8 +43,8 @@ def number(value: float | None, metric: str) -> str:
     if value is None or not math.isfinite(value):
         return NOTHING
     if metric == "rtf":
-        return f"{value:,.3f}" if abs(value) < 10 else f"{value:,.1f}"
-    return f"{value:,.1f}" if abs(value) < 100 else f"{value:,.0f}"
+        return f"{value:z,.3f}" if abs(value) < 10 else f"{value:z,.1f}"
+    return f"{value:z,.1f}" if abs(value) < 100 else f"{value:z,.0f}"
 
 
 def rate(value: float | None) -> str:

@@ -3,6 +3,7 @@
 import argparse
 
 from analysis import levels
+from analysis.counting import CONVERSATIONS, FULL_DUPLEX
 from analysis.targets import TargetError, Targets
 from analysis.violations import shares_of
 
@@ -49,11 +50,14 @@ def check(targets: Targets, options: argparse.Namespace) -> None:
     """Refuse targets of what these users do not do. Raises TargetError."""
     for target in targets.targets:
         where = f"targets ({targets.source}): {target.text!r}"
-        if target.metric.of == "conversations" and "voice_agent" not in options.protocols:
+        if target.metric.of == "conversations" and not {*CONVERSATIONS} & {*options.protocols}:
             raise TargetError(f"{where} is of conversations, and these users make requests")
+        if target.metric.of == "full duplex" and FULL_DUPLEX not in options.protocols:
+            raise TargetError(f"{where} is of full-duplex sessions, and these users have none")
         if target.metric.of == "requests" and "http_tts" not in options.protocols:
             raise TargetError(f"{where} is of requests, and these users make calls")
-        if target.metric.name == "time_to_silence" and not options.barge_in_share:
+        breaks_in = options.barge_in_share or FULL_DUPLEX in options.protocols  # whose modes may break in by themselves
+        if target.metric.name == "time_to_silence" and not breaks_in:
             raise TargetError(f"{where} needs --barge-in-share above 0")
 
 

@@ -6,14 +6,14 @@ Reads options and writes files; computes no figure (summary.py) and lays out no 
 import argparse
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from analysis import page, page_targets
+from analysis import page, page_duplex, page_targets
 from analysis.console import say, width, write_json
 from analysis.exports import EXPORTS
 from analysis.exports.junit import write_junit
@@ -35,6 +35,8 @@ examples:
       the same with a voice agent's own log (NVIDIA's, pipecat's): its LLM, TTS and ASR, and where each turn's time went
   python -m analysis.report runs/latest --export voice_agent --output results
       a JSON file a client and summary.json, in the fields of NVIDIA's voice-agent benchmark
+  python -m analysis.report runs/latest --export personaplex --output reports/text_benchmark.json
+      full-duplex sessions as the JSON file of the PersonaPlex Benchmark Suite
   python -m analysis.report runs/latest --targets chatterbox --junit targets.xml --markdown targets.md
       does it hold what was asked? S2's targets here, or a YAML file of your own; for a CI server and a pull request
   python -m analysis.report runs/20261120-101500-speech --output /tmp/report
@@ -82,7 +84,8 @@ def _export(name: str, run_dir: Path, output: Path | None) -> int:
     run = open_run(run_dir)
     directory = output or run.path / "exports" / name
     written, text = EXPORTS[name](run, directory)
-    say(f"{text}\nWritten: {len(written):,} files in {directory}")
+    where = str(written[0]) if len(written) == 1 else f"{len(written):,} files in {directory}"
+    say(f"{text}\nWritten: {where}")
     return 0
 
 
@@ -101,15 +104,22 @@ def report(run_dir: Path, server_logs: Sequence[Path] = (), targets: str | None 
 
 
 def write(figures: dict[str, Any], directory: Path) -> list[Path]:
-    """Write report.json, and summary.csv of requests, conversations.csv of conversations; the paths written."""
+    """Write report.json, and a CSV for each kind of turns there is: summary (requests), conversations, full_duplex.
+
+    The paths written.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     as_json, as_csv = directory / "report.json", directory / "summary.csv"
     write_json(as_json, figures)
     written = [as_json]
-    if figures["conversation"]:
-        written.append(_write_conversations(figures["conversation"], directory / "conversations.csv"))
-        if not figures["overall"]["started"]:
-            return written
+    if found := figures["conversation"]:
+        path = directory / "conversations.csv"
+        written.append(_write_csv(path, "query", {**found["queries"], "all": found}, CONVERSATION_METRICS))
+    if found := figures["duplex"]:
+        path = directory / "full_duplex.csv"
+        written.append(_write_csv(path, "mode", {**found["modes"], "all": found}, DUPLEX_METRICS))
+    if len(written) > 1 and not figures["overall"]["started"]:
+        return written
     with as_csv.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, _csv_columns())
         writer.writeheader()
@@ -119,17 +129,16 @@ def write(figures: dict[str, Any], directory: Path) -> list[Path]:
     return [*written, as_csv]
 
 
-def _write_conversations(found: dict[str, Any], path: Path) -> Path:
-    """A line a query, and one for all. A quantile that too few answers stand behind is an empty cell."""
-    rows = [*found["queries"].items(), ("all", found)]
+def _write_csv(path: Path, of: str, rows: Mapping[str, dict[str, Any]], metrics: Sequence[str]) -> Path:
+    """A line each, and one for all. A quantile that too few answers stand behind is an empty cell."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        quantiles = [f"{metric.removesuffix('_ms')}_{q}_ms" for metric in CONVERSATION_METRICS for q in CSV_QUANTILES]
-        writer.writerow(["query", "started", "answered", "failed", *quantiles])
-        for name, row in rows:
+        quantiles = [f"{metric.removesuffix('_ms')}_{q}_ms" for metric in metrics for q in CSV_QUANTILES]
+        writer.writerow([of, "started", "answered", "failed", *quantiles])
+        for name, row in rows.items():
             cells = [
                 row[metric]["quantiles"][q]["value"] if metric in row else None
-                for metric in CONVERSATION_METRICS
+                for metric in metrics
                 for q in CSV_QUANTILES
             ]
             writer.writerow([name, row["started"], row["answered"], row["failed"], *cells])
@@ -137,6 +146,7 @@ def _write_conversations(found: dict[str, Any], path: Path) -> Path:
 
 
 CONVERSATION_METRICS = ("floor_transfer_offset_ms", "ttfc_ms", "ttfa_ms")
+DUPLEX_METRICS = (*page_duplex.TITLES, *page_duplex.FROM_START)
 
 
 CSV_COUNTS = ("started", "answered", "failed", "cut", "success_rate_percent", "text_chars", "audio_duration_ms")
@@ -196,7 +206,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--junit", type=Path, metavar="FILE", help="the verdicts on the targets, as JUnit XML")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the same as a Markdown table")
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="where the files go (default: RUN; of an export: RUN/exports/NAME)"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where the files go (default: RUN; of an export: RUN/exports/NAME); for personaplex, FILE.json too",
     )
     parser.add_argument(
         "--export", choices=sorted(EXPORTS), help="write the run in another tool's format, instead of a report"

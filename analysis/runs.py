@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis.counting import CONVERSATIONS
+from analysis.counting import CONVERSATIONS, FULL_DUPLEX
 from workers.samples import schema, shards
 
 HOW_TO_MAKE_ONE = "`make demo` makes one, and so does any `locust --headless` run"
@@ -35,6 +35,11 @@ CONVERSATION_COLUMNS = (
     *("send_late_max_s", "barge_in", "time_to_silence_s", "yielded", "false_barge_ins", "stale_s"),
     *(f"stall_longest_s_{prebuffer}ms" for prebuffer in schema.PREBUFFERS_MS),
 )
+# And of a turn in a session with a full-duplex model.
+DUPLEX_COLUMNS = (
+    *("host", "mode", "iteration", "decoded", "tokens", "ttft_s", "itl_s", "tokens_per_s"),
+    *("stream_transfer_offset_s", "lag_s", "takeover", "pause_takeover", "backchannels", "user_pauses"),
+)
 # Nearly every row has its own text here: a dictionary would only cost.
 _UNLIKE = {"request_id"}
 
@@ -50,7 +55,8 @@ class Run:
     turns: a row a turn begun (see schema.TURNS), plus `cluster` (int: one number a session, whichever worker had it),
     `intended_wall_at` and `ended_wall_at` (unix seconds on one clock). workers, sessions, server: schema tables;
     workers has `wall_at`, sessions have `ready_wall_at` and `ended_wall_at` too. Columns of conversations are read
-    where there are conversations. finished: the master closed the run. manifest_fault: why there is no manifest, or "".
+    where there are conversations, those of full-duplex sessions where there are such. finished: the master closed the
+    run. manifest_fault: why there is no manifest, or "".
     """
 
     path: Path
@@ -89,8 +95,10 @@ def open_run(path: Path, columns: Sequence[str] = TURN_COLUMNS) -> Run:
     sealed = shards.seal(directory)
     if not any(log.rows["turns"] for log in sealed.logs.values()):
         raise ForeignRun(_why_nothing(directory, sealed))
-    spoken = set(read_table(directory, "turns", ("protocol",))["protocol"].dropna().unique()) & set(CONVERSATIONS)
-    turns = read_table(directory, "turns", (*columns, *CONVERSATION_COLUMNS) if spoken else columns)
+    protocols = set(read_table(directory, "turns", ("protocol",))["protocol"].dropna().unique())
+    spoken = CONVERSATION_COLUMNS if protocols & set(CONVERSATIONS) else ()
+    duplex = DUPLEX_COLUMNS if FULL_DUPLEX in protocols else ()
+    turns = read_table(directory, "turns", (*columns, *spoken, *duplex))
     workers, sessions = read_table(directory, "workers"), read_table(directory, "sessions")
     _align(turns, workers, sessions, _offsets(sealed, manifest))
     return Run(

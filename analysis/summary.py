@@ -1,7 +1,8 @@
 """Every figure of a run's report, as plain data: what report.json, summary.csv and the page are made of.
 
-`overall`, `texts`, `throughput`, `stalls` and `server` are of requests, `conversation` of conversations; the rest is of
-both. Latency of requests: measured successes only, from the intended start unless its name says otherwise.
+`overall`, `texts`, `throughput`, `stalls` and `server` are of requests, `conversation` of calls to voice agents,
+`duplex` of sessions with full-duplex models; the rest is of all. Latency of requests: measured successes only, from the
+intended start unless its name says otherwise.
 Milliseconds, because this is what screens and files show. docs/metrics.md says what each figure means.
 """
 
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import server_join, verdicts
+from analysis import duplex_rows, server_join, verdicts
 from analysis.checks import Reason, reasons
 from analysis.conversation import summarise_conversations
-from analysis.counting import Counted, conversations, count, requests, wall_s
+from analysis.counting import Counted, agent_calls, count, full_duplex, requests, wall_s
+from analysis.duplex import summarise_duplex
 from analysis.runs import Run
 from analysis.scraped import read_scraped, series, within
 from analysis.stats import Quantile, asps, cps, quantile_interval, rps, summarise, turns_needed
@@ -35,7 +37,7 @@ def summarise_run(run: Run, targets: Targets | None = None) -> Figures:
     doubted = reasons(run, counted)
     asked = requests(counted)
     timed = _with_from_send(asked)
-    server, spoken = _server(run, asked), summarise_conversations(run, conversations(counted), _metric)
+    server, spoken = _server(run, asked), summarise_conversations(run, agent_calls(counted), _metric)
     return {
         "report_version": REPORT_VERSION,
         "run": run.id,
@@ -55,6 +57,7 @@ def summarise_run(run: Run, targets: Targets | None = None) -> Figures:
         "server": server,
         "scraped": _scraped(run, counted),
         "conversation": spoken,
+        "duplex": summarise_duplex(run, full_duplex(counted), _metric),
     }
 
 
@@ -89,7 +92,9 @@ def _largest(parts: dict[str, float]) -> Figures:
 def _targets(run: Run, counted: Counted, targets: Targets, doubted: list[Reason]) -> Figures:
     memory = series(read_scraped(run.path), "gpu_memory_bytes")["value"]
     grave = verdicts.doubts((reason.severity, reason.code) for reason in doubted)
-    return verdicts.summarise(targets, counted, grave, float(memory.max()) if len(memory) else None)
+    duplex = full_duplex(counted).measured
+    sessions = duplex_rows.sessions_of(run, duplex) if len(duplex) else None
+    return verdicts.summarise(targets, counted, grave, float(memory.max()) if len(memory) else None, sessions)
 
 
 def _with_from_send(counted: Counted) -> Counted:

@@ -19,8 +19,8 @@ import yaml
 
 COPY = "targets.yaml"  # in a run's directory
 
-Unit = Literal["s", "share", "ratio", "count", "bytes"]
-Spoken = Literal["requests", "conversations", "both"]
+Unit = Literal["s", "share", "ratio", "count", "bytes", "growth"]
+Spoken = Literal["requests", "conversations", "full duplex", "both"]
 
 # How a unit may be written, and what makes the unit of the rows of it.
 _UNITS: dict[Unit, dict[str, float]] = {
@@ -29,6 +29,7 @@ _UNITS: dict[Unit, dict[str, float]] = {
     "ratio": {"": 1.0},
     "count": {"": 1.0},
     "bytes": {"GB": 1e9, "GiB": 2.0**30, "MB": 1e6},
+    "growth": {"s/min": 1.0},
 }
 
 
@@ -62,6 +63,11 @@ METRICS: dict[str, Metric] = {
             _QUANTILES,
         ),
         Metric("time_to_silence", "time to silence", "s", "time_to_silence_s", "conversations", _QUANTILES),
+        Metric("ttft", "TTFT", "s", "ttft_s", "full duplex", _QUANTILES),
+        Metric("itl", "ITL", "s", "itl_s", "full duplex", _QUANTILES),
+        Metric("tps", "tokens a second", "count", None, "full duplex", ("average",)),
+        Metric("setup", "session set-up", "s", None, "full duplex", ("p95", "p50", "max")),
+        Metric("lag_growth", "growth of the lag", "growth", None, "full duplex", ("worst", "median")),
         Metric("success", "success", "share", None, "both", ("share",)),
         Metric("concurrent_streams", "concurrent streams a GPU", "count", None, "both", ("average",)),
         Metric("vram", "GPU memory", "bytes", None, "both", ("peak",)),
@@ -98,13 +104,14 @@ class Target:
 
     @property
     def quantile(self) -> float | None:
-        """0.95 of a p95; None where the figure is no quantile."""
-        return float(self.figure[1:]) / 100 if self.figure.startswith("p") and self.figure != "peak" else None
+        """0.95 of a p95 of turns; None where the figure is no quantile of turns."""
+        return float(self.figure[1:]) / 100 if self.metric.column and self.figure.startswith("p") else None
 
     @property
     def name(self) -> str:
         """Such as `TTFC p95`."""
-        return f"{self.metric.title} {self.figure}" if self.metric.column else self.metric.title
+        told = self.metric.column or len(self.metric.figures) > 1
+        return f"{self.metric.title} {self.figure}" if told else self.metric.title
 
     def show(self, value: float | None) -> str:
         """A value of this target with its unit: `412 ms`."""
@@ -128,10 +135,8 @@ class Targets:
 
 def show(unit: Unit, value: float | None) -> str:
     """A value with its unit, as people read it."""
-    if value is None or math.isnan(value):
-        return "-"
-    if math.isinf(value):
-        return "∞"
+    if value is None or not math.isfinite(value):
+        return "-" if value is None or math.isnan(value) else "∞"
     match unit:
         case "s":
             return f"{value * 1000:,.{0 if abs(value) >= 1 else 1}f} ms"
@@ -139,6 +144,8 @@ def show(unit: Unit, value: float | None) -> str:
             return f"{value * 100:.4g} %"
         case "bytes":
             return f"{value / 1e9:.1f} GB"
+        case "growth":
+            return f"{value:.3g} s/min"
         case _:
             return f"{value:.3g}"
 
@@ -223,7 +230,7 @@ def parse_target(line: str) -> Target:
         raise TargetError(f"{line!r}: no metric is called {found['metric']!r}{_nearest(found['metric'], [*METRICS])}")
     figure = found["figure"] or metric.figures[0]
     if not _is_figure_of(metric, figure):
-        known = "p50, p95, p99 (any quantile), mean" if metric.column else metric.figures[0]
+        known = "p50, p95, p99 (any quantile), mean" if metric.column else ", ".join(metric.figures)
         raise TargetError(f"{line!r}: {metric.name} has no {figure!r}; it has {known}")
     limit = _limit(line, metric, found["limit"])
     stretch = _limit(line, metric, found["stretch"]) if found["stretch"] else None
@@ -275,7 +282,7 @@ def _number(line: str, metric: Metric, number: str, unit: str) -> float:
         value = float(number) * units[unit]
     except ValueError:
         raise TargetError(f"{line!r}: {number!r} is no number") from None
-    if value < 0 and metric.name != "floor_transfer_offset":
+    if value < 0 and metric.name not in ("floor_transfer_offset", "lag_growth"):
         raise TargetError(f"{line!r}: {metric.name} is never negative")
     if metric.unit == "share" and value > 1:
         raise TargetError(f"{line!r}: a share lies between 0 and 100 %")

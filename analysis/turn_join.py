@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.counting import CONVERSATIONS
+from analysis.counting import FULL_DUPLEX, VOICE_AGENT
 from analysis.log_lines import ASR_TTFB
 from analysis.runs import Run
 from analysis.server_join import CLOCKS_AGREE_S, INSTANTS
@@ -51,11 +51,12 @@ class Heard:
 
 
 def join_turns(run: Run) -> Heard | None:
-    """The run's conversations beside their server's figures; None without either."""
+    """The run's calls to voice agents beside their server's figures; None without either."""
     if "stream_id" not in run.turns:
         return None
-    turns = run.turns[run.turns["protocol"].isin(CONVERSATIONS) & run.turns["stream_id"].notna()]
+    turns = run.turns[(run.turns["protocol"] == VOICE_AGENT) & run.turns["stream_id"].notna()]
     rows = run.server[run.server["metric"].notna() & run.server["stream_id"].notna()]
+    rows = rows[rows["component"] != FULL_DUPLEX]  # of sessions: duplex_join.py
     imported = sources(run)
     if turns.empty or (rows.empty and not any(source.kind == "log" for source in imported)):
         return None

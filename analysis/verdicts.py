@@ -11,16 +11,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.counting import CONVERSATIONS, Counted, wall_s
+from analysis import duplex_rows
+from analysis.counting import CONVERSATIONS, Counted, full_duplex, wall_s
 from analysis.stats import bound, design_effect, turns_needed
 from analysis.stats.shares import ASSUMED_DESIGN_EFFECT
-from analysis.targets import Limit, Spoken, Target, Targets
-from analysis.violations import applicable, beyond, handled, quantile_with_failures, shares_of, values_of
+from analysis.targets import Limit, Target, Targets
+from analysis.violations import apart, applicable, beyond, handled, quantile_with_failures, shares_of, values_of
 from workers.samples.schema import CENSORED
 
 Status = Literal["hold", "miss", "cannot_tell"]
 CONFIDENCE = 0.95
 MOST_FAILED = 0.05  # of the turns: with more of them failed, a mean of the others is not judged
+
+OURS = ("run_ended", "user_stopped")  # what ended a session that we ended
 
 SEVERAL = "several_levels"  # their turns together are of no load at all
 
@@ -56,12 +59,16 @@ class Verdict:
 
 
 def judge(
-    targets: Targets, counted: Counted, distrust: Sequence[str] = (), vram_bytes: float | None = None
+    targets: Targets,
+    counted: Counted,
+    distrust: Sequence[str] = (),
+    vram_bytes: float | None = None,
+    sessions: pd.DataFrame | None = None,
 ) -> list[Verdict]:
-    """A verdict for each target; for each kind of turns apart, where a run has both and the target speaks of both.
+    """A verdict for each target; for each kind of turns apart, where a run has several that the target speaks of.
 
     distrust: why this run's figures cannot be believed; then nothing holds and nothing misses. vram_bytes: the peak
-    that was scraped.
+    that was scraped. sessions: of the measured turns with full-duplex models.
     """
     turns = handled(counted.measured)
     found = []
@@ -70,6 +77,10 @@ def judge(
             verdict = _of_run(target, vram_bytes, "no GPU metrics were scraped (--metrics URL of its exporter)")
         elif target.metric.name == "concurrent_streams":
             verdict = _streams(target, counted, targets.gpus)
+        elif target.metric.name == "tps":
+            verdict = _of_run(target, duplex_rows.tokens_a_second(full_duplex(counted)), "no turn was answered")
+        elif target.metric.name in _OF_SESSIONS:
+            verdict = _of_sessions(target, sessions)
         else:
             verdict = _of_turns(target, of, rows)
         found.append(_doubted(verdict, distrust))
@@ -83,23 +94,37 @@ def exit_code(verdicts: Iterable[Verdict]) -> int:
 
 
 def _parts(targets: Iterable[Target], turns: pd.DataFrame) -> Iterator[tuple[Target, str, pd.DataFrame]]:
-    spoken = turns["spoken"]
-    kinds: dict[Spoken, pd.DataFrame] = {"requests": turns[~spoken], "conversations": turns[spoken]}
-    both = all(len(rows) for rows in kinds.values())
     for target in targets:
-        of = target.metric.of
-        if of != "both":
-            yield target, of, kinds[of]
-        elif both and target.metric.column is not None:
-            yield from ((target, kind, rows) for kind, rows in kinds.items())
-        else:
+        if target.metric.column is None:
             yield target, "turns", turns
+            continue
+        yield from ((target, "turns" if kind == "both" else kind, rows) for kind, rows in apart(target, turns))
 
 
 def _of_run(target: Target, value: float | None, why: str) -> Verdict:
     if value is None:
         return Verdict(target, "run", "cannot_tell", None, 0, 0, _cannot(target), why=why)
     return Verdict(target, "run", _held(target.limit, value), value, 1, 1, _stretched(target, value))
+
+
+_OF_SESSIONS = {"setup": "setup_s", "lag_growth": "lag_growth_s_per_min"}
+_QUANTILE_OF = {"p50": 0.5, "median": 0.5, "p95": 0.95, "max": 1.0, "worst": 1.0}
+
+
+def _of_sessions(target: Target, sessions: pd.DataFrame | None) -> Verdict:
+    """Of full-duplex sessions. One that did not come up has the worst of set-ups; one that we cut before has none."""
+    if sessions is None or sessions.empty:
+        return _of_run(target, None, "no full-duplex session was measured")
+    values = sessions[_OF_SESSIONS[target.metric.name]].astype(float)
+    if target.metric.name == "setup":
+        values = values[values.notna() | ~sessions["ended_by"].isin(OURS)].fillna(np.inf)
+    told, q = np.asarray(values.dropna(), dtype=np.float64), _QUANTILE_OF[target.figure]
+    needed = turns_needed(q) if q < 1 else 1
+    if len(told) < needed:
+        return _of_run(target, None, f"n={len(told)} < {needed}: too few sessions for {target.name}")
+    value = quantile_with_failures(told, q)
+    held, stretched = _held(target.limit, value), _stretched(target, value)
+    return Verdict(target, "full duplex", held, value, len(told), len(told), stretched)
 
 
 def _of_turns(target: Target, of: str, turns: pd.DataFrame) -> Verdict:
@@ -269,9 +294,15 @@ def goodput(targets: Targets, counted: Counted) -> Goodput | None:
 # ------------------------------------------------------------------------------------------------------- as plain data
 
 
-def summarise(targets: Targets, counted: Counted, distrust: Sequence[str], vram_bytes: float | None) -> dict[str, Any]:
+def summarise(
+    targets: Targets,
+    counted: Counted,
+    distrust: Sequence[str],
+    vram_bytes: float | None,
+    sessions: pd.DataFrame | None = None,
+) -> dict[str, Any]:
     """Verdicts and goodput as plain data, as report.json has them; figures with their unit, as people read them."""
-    verdicts = judge(targets, counted, distrust, vram_bytes)
+    verdicts = judge(targets, counted, distrust, vram_bytes, sessions)
     good = goodput(targets, counted)
     return {
         "source": targets.source,

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.counting import CONVERSATIONS
-from analysis.targets import Limit, Target
+from analysis.counting import CONVERSATIONS, FULL_DUPLEX
+from analysis.targets import Limit, Spoken, Target
 from workers.samples.schema import ANSWERS, CENSORED
 
 # Failures of a target that is not there. A target that is there and overloaded fails otherwise.
@@ -23,7 +23,8 @@ def handled(turns: pd.DataFrame) -> pd.DataFrame:
     """The measured turns, with what a verdict needs to know of each.
 
     ok: answered, rightly. cut: we ended it: neither success nor failure. away: nobody was there to answer.
-    spoken: of a conversation. waited_s: from where its latency counts to its end.
+    spoken: of a conversation. duplex: of one with a full-duplex model. waited_s: from where its latency counts to its
+    end.
     """
     kept = turns[turns["phase"] == "measured"]
     spoken = kept["protocol"].isin(CONVERSATIONS)
@@ -35,23 +36,43 @@ def handled(turns: pd.DataFrame) -> pd.DataFrame:
         cut=kept["outcome"] == CENSORED,
         away=kept["error_kind"].isin(AWAY),
         spoken=spoken,
+        duplex=kept["protocol"] == FULL_DUPLEX,
         waited_s=kept["ended_at"].astype(float) - begins,
     )
 
 
+def apart(target: Target, turns: pd.DataFrame) -> list[tuple[Spoken, pd.DataFrame]]:
+    """The turns of each kind that a target speaks of, by themselves; all of them where there is but one kind."""
+    kinds: dict[Spoken, pd.Series] = {
+        "requests": ~turns["spoken"],
+        "conversations": turns["spoken"] & ~turns["duplex"],
+        "full duplex": turns["duplex"],
+    }
+    spoken_of: dict[Spoken, tuple[Spoken, ...]] = {
+        "both": ("requests", "conversations", "full duplex"),
+        "conversations": ("conversations", "full duplex"),
+    }
+    of = target.metric.of
+    there: list[Spoken] = [kind for kind in spoken_of.get(of, (of,)) if kinds[kind].any()]
+    if of == "both" and len(there) < 2:
+        return [("both", turns)]
+    return [(kind, turns[kinds[kind]]) for kind in there] or [(of, turns.iloc[:0])]
+
+
 # Figures of an answer's beginning: a turn that was cut later has them all the same.
-_OF_THE_BEGINNING = ("ttfc", "ttfa", "floor_transfer_offset")
+_OF_THE_BEGINNING = ("ttfc", "ttfa", "ttft", "floor_transfer_offset")
 
 
 def applicable(target: Target, turns: pd.DataFrame) -> pd.DataFrame:
-    """Of handled turns those that the target speaks of: failed ones, and those that have the figure.
+    """Of handled turns (of one kind: see `apart`) those that a target counts: failed ones, and those with the figure.
 
     A turn that we cut counts where it has the figure, or had waited beyond the limit without it; else it tells nothing.
-    A negative duration of a request is no figure. An answer may begin before the user has ended.
+    A negative duration of a request is no figure. An answer may begin before the user has ended. The floor transfer
+    offset of a full-duplex model is that of turn-taking; what follows a barge-in is another figure.
     """
-    metric, of = target.metric, target.metric.of
-    if of != "both":
-        turns = turns[turns["spoken"] == (of == "conversations")]
+    metric = target.metric
+    if metric.name == "floor_transfer_offset" and "barge_in" in turns:
+        turns = turns[~(turns["duplex"] & turns["barge_in"].astype(bool))]
     if metric.column is None:
         return turns[~turns["cut"]]
     if metric.column not in turns:  # a figure of conversations, in a run without any

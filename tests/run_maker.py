@@ -6,7 +6,7 @@
 import argparse
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,59 @@ def calls(sessions: int, each: int, apart_s: float = 8.0, **given: Any) -> list[
     return made
 
 
+def duplex(**given: Any) -> Row:
+    """A turn of a full-duplex session: as `spoken`, with 11 text pieces (the first 0.15 s after the user's words, then
+    one each 80 ms), heard 0.08 s later than its stream position says, of which 0.06 s are lag; but for what is given.
+
+    `floor_s` (0.22 s) is as heard; `stream_s`, `lag_s`: by stream position, and the lag when the answer came.
+    `speech_s` (2 s): what the agent said.
+    """
+    floor_s, speech_s = given.pop("floor_s", 0.22), given.pop("speech_s", 2.0)
+    stream_s, tokens, ttft_s = given.pop("stream_s", floor_s - 0.08), given.get("tokens", 11), 0.15
+    fixed: Row = {
+        "protocol": "personaplex",
+        "dialect": "personaplex",
+        "host": "127.0.0.1:8998",
+        "decoded": True,
+        "voice": "NATF0.pt",
+        "user_pauses": 0,
+        "lag_s": 0.06,
+    }
+    row = spoken(floor_s=floor_s, **{**fixed, **given})
+    if row["text_name"] == "connect":  # nobody spoke
+        return {**row, **dict.fromkeys(("user_onset_at", "user_offset_at", "user_sent_at", "sent_at", "ready_at"))}
+    offset = row["user_offset_at"]
+    if row["outcome"] not in schema.ANSWERS:
+        return row
+    told: Row = {
+        "tokens": tokens,
+        "ttft_s": ttft_s if tokens else None,
+        "itl_s": 0.08 if tokens > 1 else None,
+        "first_token_at": offset + ttft_s if tokens else None,
+        "last_token_at": offset + ttft_s + 0.08 * (tokens - 1) if tokens else None,
+        "backchannels": 0,
+        "agent_offset_at": offset + floor_s + speech_s,
+        "agent_speech_s": speech_s,
+        "e2e_s": floor_s + speech_s,
+        "tokens_per_s": tokens / (floor_s + speech_s) if tokens else None,
+        "stream_transfer_offset_s": stream_s,
+        "takeover": speech_s >= 1.0,
+    }
+    return {**row, **told, **given}
+
+
+def trials(count: int, mode: str | None = "turn_taking", apart_s: float = 6.0, **given: Any) -> list[Row]:
+    """`count` iterations of a mode, each a session of one turn, `apart_s` apart; a given value may be a function of the
+    ordinal. Without a mode iterations have no numbers."""
+    made = []
+    for at in range(count):
+        fixed = {name: value(at) if callable(value) else value for name, value in given.items()}
+        fixed.setdefault("intended_at", MONOTONIC_AT + 10.0 + apart_s * at)
+        fixed.setdefault("session", f"{mode or 'd'}{at}")
+        made.append(duplex(mode=mode, iteration=at if mode else None, **fixed))
+    return made
+
+
 # What the made agent's log says of a turn: (after the user's offset, service, what, seconds).
 STAGES: tuple[tuple[float, str, str, str], ...] = (
     (0.300, "NemotronASRService", "ASR compute latency", "0.1"),
@@ -302,10 +355,13 @@ def log_of(
     worker: Mapping[str, Any] | None = None,
     unended: Iterable[Row] = (),
     greeting_s: float | None = None,
+    *,
+    of_session: Callable[[int], Row] = lambda at: {},
 ) -> bytes:
     """A whole log: each turn's start and end, a row a session, a row a second, and starts without an end.
 
-    A call is ready 1.9 s before its first turn is due, and may have a greeting.
+    A call is ready 1.9 s before its first turn is due, and may have a greeting. of_session: what else there is to say
+    of a full-duplex session, by its ordinal.
     """
     out = [packed_header(worker or facts())]
     sessions: dict[str, Row] = {}
@@ -323,12 +379,41 @@ def log_of(
                 "connections": 1,
             },
         )
+        if row["protocol"] == "personaplex" and not session["turns"]:
+            session |= duplex_session(row, session["started_at"]) | of_session(len(sessions) - 1)
         session["ended_at"] = row["ended_at"]
         session["turns"] += 1
     out += [packed("turn_starts", start_of(row)) for row in unended]
     out += [packed("sessions", row) for row in sessions.values()]
     out += [packed("workers", row) for row in seconds]
     return b"".join(out)
+
+
+def duplex_session(row: Row, started_at: float) -> Row:
+    """What is said of the full-duplex session that begins with this turn: up 1.4 s after it was asked for (not where
+    that failed), its first text 0.5 s and its first sound 0.1 s later, 60 ms of lag that does not grow."""
+    if row["text_name"] == "connect":
+        return {name: row.get(name) for name in ("host", "mode", "decoded")} | {"ready_at": None}
+    ready_at = started_at + 1.4
+    return {
+        **{name: row.get(name) for name in ("host", "mode", "decoded", "voice")},
+        "ready_at": ready_at,
+        "setup_s": 1.4,
+        "first_token_at": ready_at + 0.5,
+        "first_audio_at": ready_at + 0.1,
+        "sent_s": 12.0,
+        "received_s": 11.9,
+        "unknown_messages": 0,
+        "lag_p50_s": 0.06,
+        "lag_p99_s": 0.09,
+        "lag_max_s": 0.1,
+        "lag_growth_s_per_min": 0.0,
+        "interarrival_p50_s": 0.08,
+        "interarrival_p99_s": 0.082,
+        "client_stalls": 0,
+        "client_stalled_s": 0.0,
+        "client_dropped_s": 0.0,
+    }
 
 
 def manifest(**given: Any) -> Row:

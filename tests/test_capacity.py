@@ -80,7 +80,7 @@ def test_a_first_level_that_fails_ends_the_search_with_status_1(tmp_path: Path) 
     ("options", "lines", "says"),
     [
         ((), "", "a search needs one that turns can prove"),
-        (("--targets", "targets.yaml"), "  - ttfc p95 < 4 s\n  - ttcf < 4 ms\n", "did you mean 'ttfc'?"),
+        (("--targets", "targets.yaml"), "  - ttfc p95 < 4 s\n  - ttffc < 4 ms\n", "did you mean 'ttfc'?"),
         (("--targets", "targets.yaml"), "  - ttfc mean < 4 s\n", "a search needs one that turns can prove"),
         (("--targets", "nowhere.yaml"), "", "nowhere.yaml: No such file"),
         (("--targets", "targets.yaml"), "  - floor_transfer_offset p95 < 4 s\n", "is of conversations"),
@@ -100,7 +100,7 @@ def test_what_cannot_be_searched_with_is_refused_before_anything_runs(
 
 
 def test_wrong_targets_are_refused_before_a_run_without_a_shape(tmp_path: Path) -> None:
-    (tmp_path / "targets.yaml").write_text("targets:\n  - ttcf p95 < 4 ms\n")
+    (tmp_path / "targets.yaml").write_text("targets:\n  - ttffc p95 < 4 ms\n")
     host = f"http://127.0.0.1:{free_port()}"
     done = run_locust(
         "-f", SPEAK, "--headless", "--host", host, "--run-time", "3s", "--targets", "targets.yaml", cwd=tmp_path

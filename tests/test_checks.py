@@ -19,6 +19,7 @@ from run_maker import (
     packed_header,
     second,
     start_of,
+    trials,
     turn,
     turns,
 )
@@ -84,6 +85,16 @@ def talk(**given: Any) -> list[dict[str, Any]]:
     return calls(40, 10, **given)
 
 
+def duplex_talk(**given: Any) -> list[dict[str, Any]]:
+    """Full-duplex trials nobody could object to, but for what is given."""
+    noise = np.random.default_rng(13).normal(0, 0.02, 80)
+    return trials(80, floor_s=lambda at: 0.22 + float(noise[at]), **given)
+
+
+def duplex_ill(of_session: Callable[[int], dict[str, Any]]) -> Maker:
+    return with_log(log_of(duplex_talk(), clean_seconds(), of_session=of_session))
+
+
 def full_target(parent: Path) -> Path:
     """Every other second all of its four streams were busy, and others waited."""
     run = make_run(parent, log_of(calm(), clean_seconds()), target_facts={"http://h": {"streams_most": 4}})
@@ -126,6 +137,10 @@ CASES: list[tuple[str, str, Maker, str]] = [
     ("late_sends", "invalid", ill(calm(late_s=0.05)), "50.0 ms"),
     ("late_microphone", "warning", ill(talk(), seconds_with(send_late_p99_s=0.006)), "1 worker"),
     ("late_microphone", "invalid", ill(talk(), seconds_with(send_late_p99_s=0.03)), "w0 30.0 ms"),
+    ("ear_behind", "warning", ill(talk(), seconds_with(ear_behind_s=1.5)), "1 worker (p99 1.5 s at w0)"),
+    ("lag_grows", "warning", duplex_ill(lambda at: {"lag_growth_s_per_min": 12.0} if at == 3 else {}), "1 of 80 sess"),
+    ("not_decoded", "note", duplex_ill(lambda at: {"decoded": at % 4 != 0}), "20 of 80 sessions (25.0 %)"),
+    ("mock_target", "warning", with_log(WHOLE, mock=True), "--mock started"),
     ("onset_by_gate", "warning", ill(talk(onset_by=lambda at: "gate" if at % 4 == 0 else "ear")), "25.0 %"),
     ("dropped_starts", "warning", ill(calm(), seconds_with(every=5, dropped_starts=1)), "6 starts"),
     ("dropped_starts", "invalid", ill(calm(), seconds_with(dropped_starts=2)), "60 starts"),
@@ -191,6 +206,25 @@ def test_calm_conversations_give_no_reason(tmp_path: Path) -> None:
     early = talk(floor_s=lambda at: -0.2 if at % 2 else 0.05 + at % 7 / 1000, audio_s=lambda at: 0.5 + at % 3)
     for name, rows in (("answered", talk()), ("early", early)):
         assert reasons_of(make_run(tmp_path / name, log_of(rows, clean_seconds(90)))) == []
+
+
+def test_calm_full_duplex_sessions_give_no_reason(tmp_path: Path) -> None:
+    given = {"lag_growth_s_per_min": 0.9, "sent_s": 300.0}
+    for name, of_session in (("calm", {}), ("slow", given), ("short", {"lag_growth_s_per_min": 1.5, "sent_s": 6.0})):
+        log = log_of(duplex_talk(), clean_seconds(), of_session=lambda at, said=of_session: said)
+        assert reasons_of(make_run(tmp_path / name, log)) == []
+
+
+def test_modes_that_follow_each_other_are_no_trend(tmp_path: Path) -> None:
+    """Throughput is slower than one at a time, on purpose; within one mode the same rise is a trend."""
+    rising = {"floor_s": lambda at: 0.2 + at * 0.004}
+    rows = trials(80, mode=None, **rising)
+    later = [
+        *trials(40, "text"),
+        *trials(40, "throughput", floor_s=0.6, intended_at=lambda at: MONOTONIC_AT + 400 + 6 * at),
+    ]
+    found = [reasons_of(make_run(tmp_path / str(n), log_of(each))) for n, each in enumerate((rows, later))]
+    assert [["trend" in {reason.code for reason in reasons} for reasons in found]] == [[True, False]]
 
 
 def test_a_few_late_seconds_are_no_late_microphone(tmp_path: Path) -> None:

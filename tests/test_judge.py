@@ -40,6 +40,15 @@ def test_measured_turns_of_the_level_count_and_no_others(tmp_path: Path) -> None
     assert [judge.answer(users)["turns"] for users in (4, 8, 16)] == [50, 30, 0]
 
 
+def test_full_duplex_turns_are_judged_by_their_text(tmp_path: Path) -> None:
+    targets = Targets("test", (parse_target("ttft p50 < 200 ms"),))
+    for ttft_s, outcome in ((0.1, "pass"), (0.9, "fail")):
+        folder = tmp_path / outcome
+        folder.mkdir()
+        written(folder, run_maker.trials(200, mode=None, level=4, ttft_s=ttft_s, apart_s=0.2))
+        assert Judge(folder, targets, 0.01).answer(4)["outcome"] == outcome
+
+
 def test_a_row_in_two_pieces_waits_for_its_rest(tmp_path: Path) -> None:
     path = written(tmp_path, at_level(4, 50))
     whole = path.read_bytes()
@@ -148,7 +157,7 @@ def test_the_plan_tells_the_cost_and_a_weaker_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("lines", "says"),
-    [("  - ttfc mean < 4 ms\n", "needs one that turns can prove"), ("  - ttcf < 4 ms\n", "did you mean 'ttfc'?")],
+    [("  - ttfc mean < 4 ms\n", "needs one that turns can prove"), ("  - ttffc < 4 ms\n", "did you mean 'ttfc'?")],
 )
 def test_targets_that_no_turn_can_prove_are_refused_in_one_line(lines: str, says: str, tmp_path: Path) -> None:
     targets = tmp_path / "targets.yaml"

@@ -27,6 +27,7 @@ def level(ttfc_s: list[float], sessions: int = 40, failed: int = 0, away: int = 
             "away": [at < away for at in range(n)],
             "cut": False,
             "spoken": False,
+            "duplex": False,
             "waited_s": ttfc_s,
             "cluster": [at % sessions for at in range(n)],
             "intended_wall_at": np.arange(n, dtype=float),

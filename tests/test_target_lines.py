@@ -74,7 +74,7 @@ def test_a_line_says_metric_figure_and_limit(
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("ttcf < 400 ms", "did you mean 'ttfc'?"),
+        ("ttffc < 400 ms", "did you mean 'ttfc'?"),
         ("ttfc p95 < 400", "told in ms or s, not in 'no unit'"),
         ("ttfc p95 < 400 kg", "not in 'kg'"),
         ("rtf < 0.5 ms", "told in no unit, not in 'ms'"),
@@ -107,7 +107,7 @@ def test_a_wrong_line_is_refused_with_the_fix(line: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("targets:\n  - ttcf < 4 ms\n", "did you mean 'ttfc'?"),
+        ("targets:\n  - ttffc < 4 ms\n", "did you mean 'ttfc'?"),
         ("targets: []\n", "no target"),
         ("ttfc: 4\n", "expected `targets:`"),
         ("targets:\n  - ttfc p95 < 4 ms\n  - ttfc p95 < 5 ms\n", "there twice"),

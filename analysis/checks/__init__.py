@@ -3,7 +3,7 @@
 A check looks at one way in which the figures of a run may be wrong and gives a Reason, or None.
 """
 
-from analysis.checks import completeness, generator, measured, target
+from analysis.checks import completeness, duplex, generator, measured, target
 from analysis.checks.reason import SEVERITIES, Check, Reason
 from analysis.counting import Counted
 from analysis.runs import Run
@@ -29,6 +29,8 @@ CHECKS: tuple[Check, ...] = (
     generator.late_sends,
     generator.late_microphone,
     generator.lost_ears,
+    duplex.ear_behind,
+    duplex.lag_grows,
     generator.dropped_starts,
     target.mock,
     target.random_weights,
@@ -44,6 +46,7 @@ CHECKS: tuple[Check, ...] = (
     measured.cut_turns,
     completeness.spoilt_bytes,
     completeness.listener_errors,
+    duplex.not_decoded,
     target.full,
     target.clocks,
     generator.slow_connections,

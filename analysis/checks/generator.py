@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.checks.reason import Reason, Severity, ms, n_of, share_of, some
-from analysis.counting import Counted, conversations, requests
+from analysis.counting import Counted, agent_calls, conversations, full_duplex, requests
 from analysis.runs import Run
 
 BUSY_CPU_SHARE = 0.85
@@ -14,7 +14,7 @@ VERY_LATE_S = 0.020  # as long as a chunk of speech
 
 def saturated(run: Run, counted: Counted) -> Reason | None:
     """A worker that used up its core measures itself."""
-    seconds = _measured_seconds(run, counted)
+    seconds = measured_seconds(run, counted)
     if seconds.empty:
         return None
     busy = seconds.groupby("worker", observed=True)["cpu_share"].agg(
@@ -36,7 +36,7 @@ def saturated(run: Run, counted: Counted) -> Reason | None:
 
 def lagging(run: Run, counted: Counted) -> Reason | None:
     """An event loop that wakes late sends late and reads late."""
-    seconds = _measured_seconds(run, counted)
+    seconds = measured_seconds(run, counted)
     if seconds.empty or counted.answered.empty:
         return None
     ttfc_s = _usual_ttfc_s(counted)
@@ -57,8 +57,9 @@ def lagging(run: Run, counted: Counted) -> Reason | None:
 
 
 def _usual_ttfc_s(counted: Counted) -> float:
-    """What the generator's lateness is held against: the quicker of the medians of requests and of conversations."""
-    medians = (requests(counted).answered["ttfc_s"].median(), conversations(counted).answered["ttfc_s"].abs().median())
+    """What the generator's lateness is held against: the quickest of the medians of each kind of turns."""
+    kinds = (requests(counted), agent_calls(counted), full_duplex(counted))
+    medians = (kind.answered["ttfc_s"].abs().median() for kind in kinds)
     return min((float(median) for median in medians if not np.isnan(median)), default=np.nan)
 
 
@@ -88,7 +89,7 @@ def late_microphone(run: Run, counted: Counted) -> Reason | None:
 
     A worker's figure is the mean of its seconds' p99, weighted by the chunks each second sent.
     """
-    seconds = _measured_seconds(run, counted)
+    seconds = measured_seconds(run, counted)
     seconds = seconds[seconds["send_late_p99_s"].notna() & (seconds["sends"] > 0)]
     if seconds.empty:
         return None
@@ -173,7 +174,7 @@ def user_clock(run: Run, counted: Counted) -> Reason | None:
 
 def dropped_starts(run: Run, counted: Counted) -> Reason | None:
     """Open-loop starts that nobody was free to take: the load was less than asked for, just when it was slow."""
-    seconds = _measured_seconds(run, counted)
+    seconds = measured_seconds(run, counted)
     dropped = int(seconds["dropped_starts"].sum())
     if not dropped:
         return None
@@ -186,7 +187,7 @@ def dropped_starts(run: Run, counted: Counted) -> Reason | None:
     )
 
 
-def _measured_seconds(run: Run, counted: Counted) -> pd.DataFrame:
+def measured_seconds(run: Run, counted: Counted) -> pd.DataFrame:
     """Health rows whose second overlaps the measured window."""
     if counted.measured.empty:
         return run.workers.iloc[:0]

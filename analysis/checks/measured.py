@@ -1,10 +1,12 @@
 """What did we measure, and is there enough of it? Few turns, many failures, figures that still moved."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
 from analysis.checks.reason import Reason, n_of, share_of, some
-from analysis.counting import Counted, conversations, requests
+from analysis.counting import Counted, agent_calls, full_duplex, requests, where
 from analysis.runs import Run
 from analysis.stats import SESSIONS_NEEDED, mser5, trend, turns_needed
 
@@ -72,8 +74,16 @@ def moving(run: Run, counted: Counted) -> Reason | None:
     """Latency that still moved: neither its quantiles nor their intervals mean much."""
     if counted.measured["level"].nunique() > 1:
         return None  # the load changed on purpose
-    kinds = (("TTFC", "ttfc_s", requests(counted)), (_OFFSET, "floor_transfer_offset_s", conversations(counted)))
-    return next((found for kind in kinds if (found := _moving(*kind))), None)
+    return next((found for kind in _kinds(counted) if (found := _moving(*kind))), None)
+
+
+def _kinds(counted: Counted) -> Iterator[tuple[str, str, Counted]]:
+    """What may move, of each kind of turns: of full-duplex ones where a run has but one mode, and without barge-ins."""
+    yield "TTFC", "ttfc_s", requests(counted)
+    yield _OFFSET, "floor_transfer_offset_s", agent_calls(counted)
+    duplex = full_duplex(counted)
+    if len(duplex.measured) and duplex.measured["mode"].nunique() < 2:
+        yield _OFFSET, "floor_transfer_offset_s", where(duplex, lambda turns: ~turns["barge_in"].astype(bool))
 
 
 def _relative(title: str, column: str, answered: pd.DataFrame) -> pd.Series:
@@ -88,8 +98,7 @@ def unsettled(run: Run, counted: Counted) -> Reason | None:
     """A beginning that differs from the rest: a warm-up that was too short. MSER-5 says where it ends."""
     if counted.measured["level"].nunique() > 1:
         return None
-    kinds = (("TTFC", "ttfc_s", requests(counted)), (_OFFSET, "floor_transfer_offset_s", conversations(counted)))
-    return next((found for kind in kinds if (found := _unsettled(*kind))), None)
+    return next((found for kind in _kinds(counted) if (found := _unsettled(*kind))), None)
 
 
 def _unsettled(title: str, column: str, counted: Counted) -> Reason | None:

@@ -10,7 +10,10 @@ from analysis.scraped import read_scraped, series
 
 
 def mock(run: Run, counted: Counted) -> Reason | None:
-    """An engine that makes no speech: its figures are those of the harness and the network."""
+    """An engine that makes no speech, or no model at all: figures of the harness and the network."""
+    if run.manifest.get("mock"):
+        line = "the target is the bundled server that --mock started: it speaks, and no model listened"
+        return Reason("warning", "mock_target", line)
     engines = [str(facts.get("engine")) for facts in _facts(run) if facts.get("mock")]
     if not engines:
         return None

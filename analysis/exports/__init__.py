@@ -6,10 +6,11 @@ EXPORTS names them for `python -m analysis.report RUN --export NAME`.
 from collections.abc import Callable
 from pathlib import Path
 
-from analysis.exports import voice_agent
+from analysis.exports import personaplex, voice_agent
 from analysis.runs import Run
 
 Export = Callable[[Run, Path], tuple[list[Path], str]]
 
-# Name -> writes the files of a run into a directory; the paths written, and what to print.
-EXPORTS: dict[str, Export] = {"voice_agent": voice_agent.export}
+# Name -> writes the files of a run into a directory (personaplex: or as the .json named); the paths written, and what
+# to print.
+EXPORTS: dict[str, Export] = {"personaplex": personaplex.export, "voice_agent": voice_agent.export}

@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.conversation import latency_s, summarise_conversations, threshold_s
-from analysis.counting import Counted, conversations, count
+from analysis.counting import Counted, agent_calls, count
 from analysis.runs import ForeignRun, Run
 
 GLITCH_S = 0.020
@@ -41,11 +41,11 @@ Result = dict[str, Any]
 def export(run: Run, directory: Path) -> tuple[list[Path], str]:
     """Write `client_<stream_id>.json` for every client and `summary.json`; the paths, and the summary as text.
 
-    Raises ForeignRun for a run without measured conversations, OSError where the disk does not let us.
+    Raises ForeignRun for a run without measured calls, OSError where the disk does not let us.
     """
-    counted = conversations(count(run.turns))
+    counted = agent_calls(count(run.turns))
     if counted.measured.empty:
-        raise ForeignRun(f"{run.path} measured no conversations: there is nothing to export as voice_agent")
+        raise ForeignRun(f"{run.path} measured no calls to voice agents: there is nothing to export as voice_agent")
     clients, errors = client_results(run, counted), _errors(counted)
     directory.mkdir(parents=True, exist_ok=True)
     written = []
