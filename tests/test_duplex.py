@@ -18,6 +18,7 @@ from tests.once import once
 
 TALK = str(ROOT / "locustfiles" / "talk_personaplex.py")
 SPOKEN_S = 1.6  # the query
+PROMPT = "You work for a 100 % fictitious \u201crepair\u201d company & your name is Farhod?"
 SETTINGS = [
     "--greeting-s", "0.3", "--answer-timeout-s", "2.5", "--answer-end-s", "0.6", "--setup-timeout-s", "2.5",
     "--keep-chunks", "1", "--keep-audio", "0",
@@ -62,26 +63,19 @@ class Done(NamedTuple):
         return self.turns[self.turns["session"] == session["session"]].iloc[-1], session, truth
 
 
-def recordings(folder: Path) -> Path:
-    """A query that begins and ends with loud samples."""
+def recordings(folder: Path, prompt: str | None = None) -> Path:
+    """A query that begins and ends with loud samples; with a prompt another one that has it."""
     folder.mkdir(parents=True)
     soundfile.write(folder / "question.wav", voice(SPOKEN_S, RATE), RATE, subtype="PCM_16")
+    if prompt is not None:
+        soundfile.write(folder / "service.wav", voice(SPOKEN_S, RATE), RATE, subtype="PCM_16")
+        (folder / "service.txt").write_text(prompt, "utf-8")
     return folder
 
 
-def talk(cwd: Path, *args: str) -> Locust:
-    ran = run_locust(
-        "-f",
-        TALK,
-        "--headless",
-        "--only-summary",
-        "--samples-dir",
-        str(recordings(cwd / "said")),
-        *SETTINGS,
-        *args,
-        cwd=cwd,
-    )
-    return ran
+def talk(cwd: Path, *args: str, prompt: str | None = None) -> Locust:
+    said = str(recordings(cwd / "said", prompt))
+    return run_locust("-f", TALK, "--headless", "--only-summary", "--samples-dir", said, *SETTINGS, *args, cwd=cwd)
 
 
 def done(cwd: Path, ran: Locust, sessions: list[Session]) -> Done:
@@ -292,6 +286,19 @@ def test_servers_share_the_sessions_and_have_figures_of_their_own(tmp_path: Path
     for host, gap_s in hosts.items():
         rows = found.turns[found.turns["host"] == host]
         assert list(rows["stream_transfer_offset_s"]) == pytest.approx([gap_s] * 2, abs=0.03)
+
+
+def test_a_recording_brings_its_own_prompt_onto_the_wire(tmp_path: Path) -> None:
+    with duplex_peer(Role(gap_s=0.2, speech_s=0.4)) as peer:
+        limits = ["--mode", "audio", "--iterations", "2", "--concurrency", "2", "--voice-prompt", "VARM2.pt"]
+        ran = talk(tmp_path, "--host", peer.url, "--text-prompt", "Be brief.", *limits, prompt=PROMPT)
+        found = done(tmp_path, ran, peer.sessions)
+    prompts = {}
+    for turn in found.turns.to_dict("records"):
+        (session,) = found.sessions[found.sessions["session"] == turn["session"]].to_dict("records")
+        prompts[turn["text_name"]] = found.truth[session["local_port"]].query["text_prompt"]
+    assert prompts == {"question": ["Be brief."], "service": [PROMPT]}
+    assert {truth.query["voice_prompt"][0] for truth in found.truth.values()} == {"VARM2.pt"}
 
 
 def test_a_session_that_is_not_decoded_is_known_by_its_text_and_its_pages(tmp_path: Path) -> None:
