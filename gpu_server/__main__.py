@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from gpu_server.agent_settings import EXAMPLES, add_options, checked, read_options
-from gpu_server.faults import AGENT_ONLY, HTTP_ONLY, KINDS, example, parse_fault
+from gpu_server import agent_settings, duplex_settings
+from gpu_server.agent_settings import checked
+from gpu_server.faults import DUPLEX_ONLY, HTTP_ONLY, KINDS, NOT_HTTP, example, parse_fault
 from gpu_server.pace import parse_pace
 from gpu_server.speech import ENGINES, EngineOptions, EngineUnavailable
 
@@ -28,10 +29,12 @@ try it:
 
 AGENT
 
+DUPLEX
+
 faults:
   FAULTS
 
-With CICADA_SERVER_TOKEN set (environment or .env), /v1 and /ws want `Authorization: Bearer TOKEN`.
+With CICADA_SERVER_TOKEN set (environment or .env), /v1, /ws and /api/chat want `Authorization: Bearer TOKEN`.
 """
 
 
@@ -45,13 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     try:
+        from websockets.datastructures import Headers
+
         from gpu_server.app import build_app
-        from gpu_server.calls import Calls
+        from gpu_server.calls import Calls, choose_replier
+        from gpu_server.duplex import Sessions, is_duplex
+        from gpu_server.duplex_model import ModelUnavailable
         from gpu_server.listener import CannotListen, bind, run, serve
         from gpu_server.recognizer import CannotRecognize
         from gpu_server.service import Service, Settings
         from gpu_server.trace import TraceLog
-        from gpu_server.websocket import connection_class
+        from gpu_server.websocket import Listener, connection_class
     except ImportError as error:
         return _fail(f"a part of the server is not installed ({error}); run: pip install -e '.[server]'")
     settings = Settings(
@@ -64,36 +71,43 @@ def _serve(options: argparse.Namespace) -> int:
         fault_seed=options.fault_seed,
         token=_token(),
     )
-    agent = read_options(options)
+    agent = agent_settings.read_options(options)
+    duplex = duplex_settings.read_options(options)
     try:
         listening = bind(options.host, options.port)
         engine = ENGINES[options.engine](EngineOptions(tone_s=options.tone_seconds))
         trace = None if options.trace is None else TraceLog(options.trace, engine.name)
         service = Service(engine, settings, trace)
         calls = Calls(service, agent)
-    except (CannotListen, CannotRecognize, EngineUnavailable) as error:
+        sessions = Sessions(service, duplex, choose_replier(agent))
+    except (CannotListen, CannotRecognize, EngineUnavailable, ModelUnavailable) as error:
         return _fail(str(error))
     except OSError as error:
         return _fail(f"cannot write {error.filename}: {error.strerror}")
 
     async def start() -> None:
         await calls.warm_up()
+        await sessions.warm_up()
         await service.warm_up()
         voices = ",".join(engine.voices)
         print(f"gpu_server: ready on {_url(listening)} engine={engine.name} voices={voices}", flush=True)
 
-    async def serve_calls_and_requests() -> None:
+    def door(path: str, headers: Headers) -> Listener:
+        return (sessions if is_duplex(path) else calls).door(path, headers)
+
+    async def serve_all() -> None:
         try:
-            await serve(build_app(service), connection_class(calls.door, agent.ping_s), listening, start())
+            await serve(build_app(service), connection_class(door, agent.ping_s), listening, start())
         finally:
             await calls.close()
 
     try:
-        run(serve_calls_and_requests())
-    except (EngineUnavailable, CannotRecognize) as error:
+        run(serve_all())
+    except (EngineUnavailable, CannotRecognize, ModelUnavailable) as error:
         return _fail(str(error))
     finally:
         calls.close_log()
+        sessions.close()
         service.close()
     return 0
 
@@ -102,8 +116,10 @@ def _parser() -> argparse.ArgumentParser:
     faults = "\n  ".join(_fault_line(kind) for kind in KINDS)
     parser = _Parser(
         prog="python -m gpu_server",
-        description="Speech over HTTP and a voice agent over WebSocket: the system under test that comes with Cicada.",
-        epilog=EPILOG.replace("FAULTS", faults).replace("AGENT", EXAMPLES),
+        description="Speech over HTTP, a voice agent and full duplex over WebSocket: the system under test of Cicada.",
+        epilog=EPILOG.replace("FAULTS", faults)
+        .replace("AGENT", agent_settings.EXAMPLES)
+        .replace("DUPLEX", duplex_settings.EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--engine", choices=ENGINES, default="espeak", help="what speaks (default: espeak)")
@@ -122,13 +138,15 @@ def _parser() -> argparse.ArgumentParser:
         "--fault", type=checked(parse_fault), action="append", default=[], metavar="SPEC", help="repeatable; see below"
     )
     parser.add_argument("--fault-seed", type=int, default=0, metavar="N", help="which requests are hit (default: 0)")
-    add_options(parser, _whole)
+    agent_settings.add_options(parser, _whole)
+    duplex_settings.add_options(parser, _whole)
     return parser
 
 
 def _fault_line(kind: str) -> str:
-    only = "the voice agent" if kind in AGENT_ONLY else "HTTP" if kind in HTTP_ONLY else ""
-    return f"{example(kind):<28}{f'({only} only)' if only else ''}".rstrip()
+    limits = {"not over HTTP": NOT_HTTP, "HTTP only": HTTP_ONLY, "full duplex only": DUPLEX_ONLY}
+    limit = next((f"({words})" for words, kinds in limits.items() if kind in kinds), "")
+    return f"{example(kind):<28}{limit}".rstrip()
 
 
 class _Parser(argparse.ArgumentParser):

@@ -26,11 +26,15 @@ class AgentLog:
         self._writer.start()
 
     def line(self, where: str, stream_id: str, text: str, level: str = "DEBUG") -> None:
+        at = datetime.now().isoformat(" ", "milliseconds")
+        self.put(f"{at} | {level:<8} | {where} | streamId={stream_id} - {text}")
+
+    def put(self, line: str) -> None:
+        """Write a line as it is."""
         if self._lines.qsize() > _WAITING_LINES:
             self.lost += 1
             return
-        at = datetime.now().isoformat(" ", "milliseconds")
-        self._lines.put(f"{at} | {level:<8} | {where} | streamId={stream_id} - {text}\n")
+        self._lines.put(f"{line}\n")
 
     def close(self) -> None:
         self._lines.put(None)

@@ -49,6 +49,12 @@ class AgentVoice:
             if len(self._kept) > _KEPT_SENTENCES:
                 self._kept.popitem(last=False)
 
+    async def rehearse(self, text: str) -> None:
+        """Speak it to nobody, if that makes it cheap to speak again: callers who come all at once would all make it."""
+        if self._kept is not None:
+            async for _ in self.speak(text):
+                pass
+
     async def _resampled(self, text: str) -> Speech:
         chunks = self._engine.stream(SpeechRequest(text))
         if self._pace is not None:

@@ -51,9 +51,13 @@ def build_app(service: Service) -> ASGIApp:
                 "streams": service.admission.active,
                 "queued": service.admission.queued,
                 "calls": service.calls,
+                "sessions": service.sessions.active,
+                "sessions_waiting": service.sessions.queued,
                 "streams_most": service.admission.streams,
                 "queue_most": service.admission.queue,
                 "calls_most": service.calls_most,
+                "sessions_most": service.sessions.streams,
+                "duplex_mock": service.duplex_mock,
             },
             status_code=200 if service.warm else 503,
         )

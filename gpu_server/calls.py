@@ -20,7 +20,6 @@ from gpu_server.refusal import Refusal
 from gpu_server.reply import ChatReplier, Replier, ScriptedReplier
 from gpu_server.service import Service
 from gpu_server.stages import Stage
-from gpu_server.ticker import Ticker
 from gpu_server.trace import AgentTurn
 from gpu_server.websocket import Connection, Listener
 
@@ -45,8 +44,8 @@ class Calls:
             settings,
             AgentVoice(service.engine, settings.output_rate, service.settings.pace),
             recognizer,
-            _choose_replier(settings),
-            Ticker(service.metrics.observe_lateness),
+            choose_replier(settings),
+            service.ticker,
             AudioWriter(settings.output_rate, settings.output == "wav"),
             stages,
         )
@@ -61,7 +60,7 @@ class Calls:
         """Let a caller in. Raises Refusal."""
         stream_id = stream_id_of(path)
         if stream_id is None:
-            raise Refusal(404, "not_found", f"no WebSocket at {path[:_LONGEST_ID]!r}; call /ws/STREAM_ID")
+            raise Refusal(404, "not_found", f"no WebSocket at {path[:_LONGEST_ID]!r}; call /ws/STREAM_ID or /api/chat")
         check_token(self._service.settings.token, headers.get("authorization"))
         if not self._service.warm:
             raise Refusal(503, "warming", "the engine is still warming up: wait for /health to say ready", 1)
@@ -102,7 +101,7 @@ def stream_id_of(path: str) -> str | None:
     return kept[:_LONGEST_ID] or f"call_{secrets.token_hex(6)}"
 
 
-def _choose_replier(settings: AgentSettings) -> Replier:
+def choose_replier(settings: AgentSettings) -> Replier:
     if settings.reply_url is None:
         return ScriptedReplier(settings.words_per_s)
     return ChatReplier(settings.reply_url, settings.reply_model)

@@ -1,7 +1,7 @@
 """Spoil answers on purpose, so that a load tester can be checked against known truths. Knows nothing of HTTP.
 
 `--fault KIND:key=value,...`; which requests are hit follows from the seed and the request's ordinal alone. A turn of
-the voice agent counts as a request; what a kind cannot apply to is left as it is.
+the voice agent and an answer of a full-duplex session count as requests; what a kind cannot apply to is left as it is.
 """
 
 import random
@@ -29,8 +29,12 @@ KINDS: dict[str, tuple[str, ...]] = {
     "mute": (),
     "early": ("s",),
     "no_yield": (),
+    "close": ("after_s",),
+    "bad_page": (),
+    "bad_text": (),
 }
-AGENT_ONLY = ("mute", "early", "no_yield")
+NOT_HTTP = ("mute", "early", "no_yield")
+DUPLEX_ONLY = ("close", "bad_page", "bad_text")
 HTTP_ONLY = ("truncate", "refuse_json")
 WHOLE_ANSWERS = ("error", "garbage", "refuse_json")  # sent instead of speech
 SILENCE_CHUNK_SAMPLES = SAMPLE_RATE * 40 // 1000

@@ -1,11 +1,12 @@
 """Count what Prometheus asks about. Knows nothing of HTTP or audio."""
 
 from collections.abc import Callable
+from typing import cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from gpu_server.admission import Admission
-from gpu_server.trace import AgentTurn, TraceRow
+from gpu_server.trace import AgentTurn, DuplexAnswer, DuplexSession, TraceRow
 
 _TTFB_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
 
@@ -15,7 +16,7 @@ _LATENESS_BUCKETS_S = (0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.04, 0.1, 0.3, 1
 class Metrics:
     """One registry a server, so that two in a process do not collide."""
 
-    def __init__(self, admission: Admission, calls: Callable[[], int]) -> None:
+    def __init__(self, admission: Admission, calls: Callable[[], int], sessions: Callable[[], Admission]) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "gpu_server_requests", "Speech requests by how they ended", ("route", "outcome"), registry=self._registry
@@ -35,6 +36,18 @@ class Metrics:
         queued.set_function(lambda: admission.queued)
         active_calls = Gauge("gpu_server_calls", "Calls of the voice agent under way", registry=self._registry)
         active_calls.set_function(calls)
+        active_sessions = Gauge(
+            "gpu_server_sessions", "Full-duplex sessions that hold the lock", registry=self._registry
+        )
+        active_sessions.set_function(lambda: sessions().active)
+        waiting = Gauge("gpu_server_sessions_waiting", "Full-duplex sessions in line", registry=self._registry)
+        waiting.set_function(lambda: sessions().queued)
+        self._answers = Counter(
+            "gpu_server_duplex_answers",
+            "Answers in full-duplex sessions by how they ended",
+            ("outcome",),
+            registry=self._registry,
+        )
         self._stage_busy = Gauge(
             "gpu_server_stage_busy",
             "Calls being served by a stage that has a limit",
@@ -90,6 +103,12 @@ class Metrics:
         heard_at, answered_at = row["user_last_voiced_received_at"], row["first_audio_at"]
         if heard_at is not None and answered_at is not None and answered_at > heard_at:
             self._turn_s.observe(answered_at - heard_at)
+
+    def observe_duplex(self, row: DuplexSession | DuplexAnswer) -> None:
+        if "duplex_answer" in row:
+            answer = cast(DuplexAnswer, row)
+            self._answers.labels(answer["outcome"]).inc()
+            self._audio_s.inc(answer["audio_s"])
 
     def observe_lateness(self, seconds: float) -> None:
         self._lateness_s.observe(seconds)

@@ -8,7 +8,8 @@ from gpu_server.faults import Fault
 from gpu_server.metrics import Metrics
 from gpu_server.pace import Pace
 from gpu_server.speech import Engine
-from gpu_server.trace import AgentTurn, TraceLog, TraceRow
+from gpu_server.ticker import Ticker
+from gpu_server.trace import AgentTurn, DuplexAnswer, DuplexSession, TraceLog, TraceRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,10 @@ class Service:
         self.admission = Admission(settings.streams, settings.queue)
         self.calls = 0  # of the voice agent, under way
         self.calls_most = 0  # nobody can call until Calls opens its door
-        self.metrics = Metrics(self.admission, lambda: self.calls)
+        self.sessions = Admission(0, 0)  # full-duplex; nobody can begin one until Sessions opens its door
+        self.duplex_mock = True
+        self.metrics = Metrics(self.admission, lambda: self.calls, lambda: self.sessions)
+        self.ticker = Ticker(self.metrics.observe_lateness)
         self.warm = False
         self._trace = trace
         self._ordinals = count()
@@ -57,6 +61,12 @@ class Service:
         if self._trace is not None:
             self._trace.write(row)
         self.metrics.observe_turn(row)
+
+    def record_duplex(self, row: DuplexSession | DuplexAnswer) -> None:
+        """Write down a full-duplex session, or an answer given in one."""
+        if self._trace is not None:
+            self._trace.write(row)
+        self.metrics.observe_duplex(row)
 
     def close(self) -> None:
         self.engine.close()

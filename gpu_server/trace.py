@@ -1,8 +1,10 @@
-"""The server's own account of each request and each turn of a call, one JSON line each.
+"""The server's own account of each request, turn of a call and full-duplex session, one JSON line each.
 
 Knows nothing of HTTP, engines or audio. A trace file: a header line, then one row a request to a speech route, also a
-refused or bad one (TraceRow), and one row a turn of the voice agent (AgentTurn). Instants end `_at`:
-time.monotonic() of the server's host; the header's `wall_at` and `monotonic_at` were read together.
+refused or bad one (TraceRow), one row a turn of the voice agent (AgentTurn), and of full-duplex sessions one an answer
+(DuplexAnswer) and one a session when it is over (DuplexSession). Instants end `_at`: time.monotonic() of the server's
+host; the header's `wall_at` and `monotonic_at` were read together. Positions are seconds of a session's own streams,
+counted from their first samples, before encoding and after decoding.
 """
 
 import json
@@ -88,6 +90,58 @@ class AgentTurn(TypedDict):
     fault_s: float | None
 
 
+class DuplexSession(TypedDict):
+    """One client of /api/chat, from its 101 to its end. What was never reached is None."""
+
+    duplex_session: int  # in this process, from 0
+    log_id: str  # the four letters before its lines in the log
+    client: str  # HOST:PORT as seen here
+    voice_prompt: str | None
+    connected_at: float  # 101 sent
+    lock_at: float | None  # its turn came
+    handshake_at: float | None  # just before the write of 0x00
+    first_piece_at: float | None  # just before the write of the first piece of text
+    closed_at: float
+    swallowed: int  # messages that came before the handshake
+    ignored: int  # messages of unknown kinds
+    chunks_in: int  # of 80 ms
+    chunks_out: int
+    pieces: int  # of text, sent
+    lag_max_s: float | None  # the longest from reading a chunk's last bytes to just before the write of the one it gave
+    outcome: str  # client_gone, undecodable, too_big, cut, close, error, failed, stopped, or bad_parameters
+    error: str | None
+
+
+class DuplexAnswer(TypedDict):
+    """One answer of the scripted agent in a full-duplex session. What was never reached is None.
+
+    Onset: the first sample of an amplitude of 328 (-40 dBFS) or more; offset: one past the last such. Sent positions,
+    known because the samples were put there, not because they were found again.
+    """
+
+    duplex_session: int
+    duplex_answer: int  # counts the user's turns, from 0
+    end_of_speech_position_s: float | None  # of the input, when the silence was long enough
+    onset_position_s: float | None
+    onset_sent_at: float | None  # just before the write of the chunk that holds it
+    onset_at: float | None  # onset_sent_at and its place in that chunk
+    offset_position_s: float | None
+    first_piece_at: float | None
+    last_piece_at: float | None
+    pieces: int
+    text: str
+    interrupted_position_s: float | None  # of the input, when it was certain that the user speaks
+    interrupted_at: float | None
+    finished_at: float  # just before the write of its last chunk, or given up
+    audio_s: float  # sent
+    outcome: TurnOutcome
+    fault: str | None  # injected faults that took effect, comma-joined
+    fault_s: float | None
+
+
+Row = TraceRow | AgentTurn | DuplexSession | DuplexAnswer
+
+
 class TraceLog:
     """Appends rows to a file, each with one write, so that a killed server loses none."""
 
@@ -107,7 +161,7 @@ class TraceLog:
         )
         self._append(header)
 
-    def write(self, row: TraceRow | AgentTurn) -> None:
+    def write(self, row: Row) -> None:
         """Append a row. A full disk costs the row, not the service: it is counted, and said once."""
         try:
             self._append(row)
@@ -119,7 +173,7 @@ class TraceLog:
     def close(self) -> None:
         self._file.close()
 
-    def _append(self, record: TraceHeader | TraceRow | AgentTurn) -> None:
+    def _append(self, record: TraceHeader | Row) -> None:
         self._file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
@@ -145,6 +199,20 @@ def parse_agent_turns(lines: Iterable[str]) -> list[AgentTurn]:
     return [cast(AgentTurn, record) for record in records if record.keys() >= AgentTurn.__required_keys__]
 
 
+def read_duplex(path: Path) -> tuple[list[DuplexSession], list[DuplexAnswer]]:
+    """The full-duplex sessions in a trace file, in the order they ended, and the answers given in them."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        return parse_duplex(lines)
+
+
+def parse_duplex(lines: Iterable[str]) -> tuple[list[DuplexSession], list[DuplexAnswer]]:
+    """`read_duplex` for lines at hand."""
+    records = [_record(line) for line in lines if '"duplex_session"' in line]
+    sessions = [record for record in records if record.keys() >= DuplexSession.__required_keys__]
+    answers = [record for record in records if record.keys() >= DuplexAnswer.__required_keys__]
+    return cast(list[DuplexSession], sessions), cast(list[DuplexAnswer], answers)
+
+
 def parse_trace(lines: Iterable[str]) -> tuple[TraceHeader | None, list[TraceRow], int]:
     """`read_trace` for lines at hand."""
     header: TraceHeader | None = None
@@ -158,7 +226,7 @@ def parse_trace(lines: Iterable[str]) -> tuple[TraceHeader | None, list[TraceRow
             header = cast(TraceHeader, record)
         elif record.keys() >= TraceRow.__required_keys__:
             rows.append(cast(TraceRow, record))
-        elif not record.keys() >= AgentTurn.__required_keys__:
+        elif not any(record.keys() >= kind.__required_keys__ for kind in (AgentTurn, DuplexSession, DuplexAnswer)):
             bad_lines += 1
     return header, rows, bad_lines
 

@@ -72,6 +72,7 @@ class Connection(asyncio.Protocol):
         self._protocol = ServerProtocol(max_size=MAX_MESSAGE_BYTES)
         self._listener: Listener | None = None
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)  # until it is connected, which is at once
+        self.answers_pings = True
         self._rest = b""
         self._fragments: list[bytes] | None = None
         self._fragments_are_text = False
@@ -85,6 +86,26 @@ class Connection(asyncio.Protocol):
     @property
     def is_open(self) -> bool:
         return self._protocol.state is OPEN and not self._transport.is_closing()
+
+    @property
+    def client(self) -> str:
+        """Where it comes from, as HOST:PORT."""
+        address = self._transport.get_extra_info("peername")
+        return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "unknown:0"
+
+    def leave_in_peace(self) -> None:
+        """Send no pings, and take silence for no sign of death."""
+        if self._watch is not None:
+            self._watch.cancel()
+
+    def hold(self) -> None:
+        """Read nothing more for now; what has been read is still passed on."""
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def release(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def send(self, message: bytes) -> None:
         """Send a binary message; one to a closed connection is dropped."""
@@ -157,6 +178,9 @@ class Connection(asyncio.Protocol):
                 return
             if end > len(data):
                 break
+            if data[start] & 0x0F == Opcode.PING and not self.answers_pings:
+                start = end
+                continue
             if data[start] == _WHOLE_BINARY and data[start + 1] & 0x80 and self._fragments is None:
                 self._listener.message(apply_mask(data[payload_at:end], data[payload_at - 4 : payload_at]), at)
             else:

@@ -736,9 +736,10 @@ def test_the_log_reads_as_the_real_servers_does(tmp_path: Path) -> None:
         *served("You enjoy having a good conversation."),
         *served("two lines_"),
         "Error handling request",
+        "Traceback (most recent call last):",
         "KeyError: 'voice_prompt'",
     ]
-    assert len(said) == 2 * 12 + 3
+    assert len(said) == 2 * 12 + 4
 
 
 def test_a_session_that_the_server_ends_by_stopping_is_written_down(tmp_path: Path) -> None:
