@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import gevent
 from locust import events
@@ -21,25 +21,24 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, WorkerRunner
 
-from workers import adviser, manifest, master_dealing, mock_server, recordings, targets
+from workers import asked, manifest, master_dealing, targets
 from workers import spoken as spoken_of
 from workers.audio.clips import ClipError
 from workers.clients.http_connection import BadTarget
 from workers.collector import Collector
 from workers.dealing import Dealing, Said
 from workers.iterations import Iteration
+from workers.nothing_came import say_if_nothing_came
 from workers.recordings import RecordingError
 from workers.run import LiveRun
 from workers.samples.measure import Turn
 from workers.samples.recorder import LogFull
-from workers.settings import Scenario, ScenarioError, add_arguments, as_clients, resolve, resolve_texts
+from workers.settings import Scenario, ScenarioError, add_arguments, resolve, resolve_texts
 from workers.station import HAND_OVER_S, Station, worker_name
 
-EXIT_ASKED_WRONG = 2  # the scenario or the target cannot be run
 EXIT_INCOMPLETE = 3  # a worker or rows were lost, or recording had to stop
 
 _MASTER_SILENT_S = 5.0
-_MOCK_SESSIONS = 64
 
 _log = logging.getLogger("cicada")
 
@@ -121,7 +120,7 @@ def _on_parser(parser: LocustArgumentParser, **_: Any) -> None:
 def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
     global _station  # noqa: PLW0603 - a process is in one run at a time
     if isinstance(runner, MasterRunner | LocalRunner):
-        _check_options(environment)
+        asked.check_options(environment)
     if isinstance(runner, MasterRunner):
         runner.register_message("cicada_joined", _on_joined)
         runner.register_message("cicada_rows", _on_rows)
@@ -146,74 +145,6 @@ def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
     gevent.get_hub().loop.update_now()
 
 
-def _check_options(environment: Environment) -> None:
-    """Refuse a scenario or target that cannot be run before anything starts; a web UI may be told the target later."""
-    options: Any = environment.parsed_options
-    try:
-        scenario = resolve(options, targets.protocols(environment.user_classes))
-        if scenario.download_samples:
-            _download(environment, scenario)
-        if scenario.mock:
-            _mock(environment, scenario)
-        if (options.headless or options.autostart or environment.host) and "personaplex" in _check(
-            environment, scenario
-        ):
-            spoken_of.choose(scenario)
-        as_clients(options, scenario)
-    except (ScenarioError, BadTarget, ClipError, RecordingError, OSError) as error:
-        print(f"cicada: {error}", file=sys.stderr, flush=True)
-        _dismiss_forked_workers(environment)
-        sys.exit(EXIT_ASKED_WRONG)
-
-
-def _download(environment: Environment, scenario: Scenario) -> NoReturn:
-    """--download-samples: fetch and list the official recordings, and begin no run."""
-    status = recordings.download_command(recordings.folder(scenario.cache_dir, scenario.samples_dir))
-    _dismiss_forked_workers(environment)
-    sys.exit(status)
-
-
-def _mock(environment: Environment, scenario: Scenario) -> None:
-    """--mock: the run's host is a server of its own. Raises ScenarioError, OSError."""
-    if "personaplex" not in targets.protocols(environment.user_classes):
-        raise ScenarioError("scenario: mock: is for full-duplex users only (locustfiles/talk_personaplex.py)")
-    if scenario.servers or targets.host_was_asked():
-        raise ScenarioError("scenario: mock: starts a server of its own; leave out --host and servers, or --mock")
-    options: Any = environment.parsed_options
-    sessions = max(scenario.concurrency or 0, options.num_users or 0) or _MOCK_SESSIONS
-    environment.host, engine = mock_server.start(sessions)
-    print(
-        f"cicada: --mock: the bundled server answers at {environment.host}, with {engine} speech:"
-        " figures of this run are of no model",
-        flush=True,
-    )
-
-
-def _check(environment: Environment, scenario: Scenario) -> dict[str, str]:
-    """Hosts by protocol, once what was asked for can be run and judged. Raises ScenarioError, BadTarget, ClipError."""
-    if scenario.mode is not None and environment.shape_class is not None:
-        raise ScenarioError("scenario: mode: iterations and a load shape do not go together; leave one of them out")
-    hosts = targets.check(environment, scenario)
-    if scenario.targets is not None:
-        try:
-            adviser.check(scenario.targets, hosts, scenario.barge_in_share)
-        except ValueError as error:
-            raise ScenarioError(str(error)) from None
-    return hosts
-
-
-def _dismiss_forked_workers(environment: Environment) -> None:
-    """Workers that `--processes` has forked are told to go: nobody else would, and they would wait for a minute."""
-    options: Any = environment.parsed_options
-    runner: Any = environment.runner
-    if isinstance(runner, MasterRunner) and options.processes:
-        until = time.monotonic() + 5.0
-        while len(runner.clients) < options.processes and time.monotonic() < until:
-            gevent.sleep(0.01)
-        gevent.sleep(0.5)  # they say that they are ready a little before they are
-        runner.quit()
-
-
 # ---- test_start
 
 
@@ -227,7 +158,7 @@ def _on_test_start(environment: Environment, **_: Any) -> None:
             options.cicada_run = _begin_run(environment)
         except (ScenarioError, BadTarget, ClipError, RecordingError, OSError) as error:
             line = f"no run was started: {error}"
-            stop_for(environment, line, EXIT_ASKED_WRONG)
+            stop_for(environment, line, asked.EXIT_ASKED_WRONG)
             return
     if _station is None or options.cicada_run is None:
         return
@@ -243,7 +174,7 @@ def _begin_run(environment: Environment) -> dict[str, Any]:
     options: Any = environment.parsed_options
     runner: Any = environment.runner
     scenario = scenario_of(environment)
-    hosts = _check(environment, scenario)
+    hosts = asked.check(environment, scenario)
     shape: Any = environment.shape_class
     if hasattr(shape, "check"):
         shape.check(scenario, list(hosts))
@@ -293,7 +224,7 @@ def stop_for(environment: Environment, line: str, code: int = EXIT_INCOMPLETE) -
             return
         _master.trouble = line
     options: Any = environment.parsed_options
-    if code != EXIT_ASKED_WRONG or options.headless:  # a slip in the web UI's form is no verdict on the session
+    if code != asked.EXIT_ASKED_WRONG or options.headless:  # a slip in the web UI's form is no verdict on the session
         environment.process_exit_code = code
     _log.error(line)
     runner: Any = environment.runner
@@ -489,44 +420,12 @@ def _on_test_stop(environment: Environment, **_: Any) -> None:
         environment.process_exit_code = environment.process_exit_code or EXIT_INCOMPLETE
     elif collector.targets:  # they, not Locust's count of failures, say whether it went well
         environment.process_exit_code = collector.exit_code
-    _say_if_nothing_came(environment, collector)
+    say_if_nothing_came(environment, collector)
     turns = sum(facts["turns"] or 0 for facts in collector.workers.values())
     lost = "not all of it went well, see above" if missing or collector.trouble else "nothing lost"
     _log.info("run %s: %d turns of %d workers, %s", collector.run, turns, len(collector.workers), lost)
     verb = "capacity" if collector.manifest.get("levels") else "report"
     _log.info("read it with: python -m analysis.%s %s", verb, collector.run_dir)
-
-
-def _say_if_nothing_came(environment: Environment, collector: Collector) -> None:
-    """S3: no results, and why that may be."""
-    turns = [entry for (name, _), entry in environment.stats.entries.items() if name == "turn"]
-    if collector.trouble:
-        return
-    if not turns and not any(facts["turns"] for facts in collector.workers.values()):
-        _log.warning("no turn was begun: the run was over too soon, or no worker took part; a longer --run-time?")
-        return
-    if any(entry.num_requests > entry.num_failures for entry in turns):
-        return
-    failures = sorted(environment.stats.errors.values(), key=lambda error: -error.occurrences)
-    most = f" Most often: {str(failures[0].error).rstrip('.?')}." if failures else ""
-    if failures and str(failures[0].error).startswith("rejected"):
-        _log.error("no turn was accepted by your own checks.%s", most)
-        return
-    host = collector.manifest["host"]
-    kind = str(failures[0].error).partition(":")[0] if failures else ""
-    if kind == "ws_closed_1003":
-        guess = "The server may speak another dialect (--dialect)"
-    elif kind.startswith(_NOT_REACHED):
-        guess = f"It may be that {host} cannot be reached"
-    else:
-        folder = collector.manifest["scenario"]["audio_dir"]
-        calls = "voice_agent" in targets.protocols(environment.user_classes)
-        audio = f", or that it does not take these queries (python -m workers clips check {folder})" if calls else ""
-        guess = f"It may be that {host} answers nobody{audio}"
-    _log.error("no turn was answered.%s %s; check the server's log", most, guess)
-
-
-_NOT_REACHED = ("connection_refused", "dns_failure", "unreachable", "tls_failure", "connect_timeout", "http_", "not_")
 
 
 @events.quitting.add_listener
