@@ -128,3 +128,13 @@ def test_empty_and_foreign_messages_are_told() -> None:
     for data in (b"", b"\0", b"RIFF" + bytes(40), b"OggS"):
         with pytest.raises(BadOpus):
             Decoder().feed(data)
+
+
+def test_a_message_that_promises_an_hour_is_not_decoded() -> None:
+    """Packets of two bytes, two minutes in each of thirty pages: gigabytes of samples in a few kilobytes."""
+    page = b"OggS" + bytes(22) + bytes((255,)) + bytes((2,) * 255) + b"\xfb\x06" * 255
+    page = page[:22] + opus._checksum(page).to_bytes(4, "little") + page[26:]
+    assert opus.samples_in(page * 30) == 30 * 255 * 6 * 480
+    with pytest.raises(BadOpus, match="an audio message of 918 s"):
+        Decoder().feed(page * 30)
+    assert Decoders().decode([(1, [page * 30])])[0][0] == [0]

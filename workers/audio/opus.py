@@ -21,6 +21,7 @@ CHUNK_S: Final = CHUNK / RATE
 LOOK_AHEAD: Final = 156  # samples by which libopus's encoder is late (312 of 48 kHz); `sphn` leaves them in
 _SETTLED: Final = 50  # chunks of silence after which all pages of it are alike
 _HEADER: Final = 27
+_LONGEST_S: Final = 30.0  # of one message
 _CONTINUED: Final = 1  # of a page's flags: its first packet began in the page before
 _NO_AUDIO: Final = (b"OpusHead", b"OpusTags")
 _MIRRORED: Final = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -126,11 +127,12 @@ def samples_in(data: bytes) -> int:
 
 
 def _length(data: bytes) -> int:
-    """samples_in of pages that may be torn: 0 then."""
+    """samples_in of a message that cannot be decoded: 0 where its pages are torn, or promise too much."""
     try:
-        return samples_in(data)
+        count = samples_in(data)
     except BadOpus:
         return 0
+    return count if count <= _LONGEST_S * RATE else 0
 
 
 def _packet_ms(data: bytes, at: int, size: int) -> float:
@@ -153,6 +155,8 @@ class Decoder:
         check(data)
         if not data:
             raise BadOpus("an audio message without a page")
+        if (count := samples_in(data)) > _LONGEST_S * RATE:  # tiny packets may promise gigabytes
+            raise BadOpus(f"an audio message of {count / RATE:.0f} s")
         if self._reader is None:
             self._reader = self._opened()
         if not self._head and data.find(b"OpusHead", _HEADER) > 0:
