@@ -8,7 +8,7 @@ import pytest
 
 from tests.test_websocket import served
 from workers.audio.gate import QUIET
-from workers.calling import Calling, _Batch
+from workers.calling import Calling, Batch
 from workers.clients.inbox import Arrival, Inbox
 from workers.clients.line import Line
 from workers.clients.link import Link
@@ -52,7 +52,7 @@ class Caller:
 @pytest.fixture
 def calling() -> Calling:
     made = Calling.__new__(Calling)
-    made._batch = _Batch(1000)
+    made._batch = Batch(1000)
     return made
 
 

@@ -233,6 +233,7 @@ def test_a_server_that_sends_nothing_any_more_is_told_by_name(roles: Done) -> No
     assert (turn["outcome"], turn["error_kind"]) == ("timed_out", "stopped_sending")
     assert turn["stream_transfer_offset_s"] == pytest.approx(0.4, abs=0.03)  # its answer had begun
     assert session["lag_max_s"] < 1.0  # nothing came that could have been late
+    assert session["ended_by"] == "stopped_sending"
 
 
 def test_an_early_answer_overlaps_and_is_negative(roles: Done) -> None:
@@ -274,6 +275,19 @@ def test_a_second_client_waits_behind_the_lock_and_that_is_its_set_up(tmp_path: 
     assert second["setup_s"] == pytest.approx(first["ended_at"] - second["started_at"], abs=0.5)
     assert list(found.turns["outcome"]) == ["answered"] * 2
     assert found.turns["floor_transfer_offset_s"].max() < 1.0  # the wait is in no latency
+
+
+def test_throughput_waits_for_no_lock_beyond_its_time(tmp_path: Path) -> None:
+    """Who still waited is cut and no failure, its wait stretches no rate, and it has a row of `sessions`."""
+    with duplex_peer(Role(gap_s=0.3, speech_s=0.5), sessions_at_a_time=1) as peer:
+        limits = ["--setup-timeout-s", "30", "--mode", "throughput", "--duration", "4", "--concurrency", "2"]
+        found = done(tmp_path, talk(tmp_path, "--host", peer.url, *limits), peer.sessions)
+    waited = found.turns[found.turns["error_kind"] == "part_ended"]
+    assert list(waited["outcome"]) == ["cut"]
+    assert waited["ended_at"].iloc[0] - found.turns["intended_at"].min() == pytest.approx(4.0, abs=0.5)
+    assert set(found.turns["outcome"]) == {"answered", "cut"}
+    assert len(found.sessions) == 2
+    assert sorted(found.sessions["setup_s"].isna()) == [False, True]
 
 
 def test_servers_share_the_sessions_and_have_figures_of_their_own(tmp_path: Path) -> None:

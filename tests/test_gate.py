@@ -70,3 +70,15 @@ def test_loud_and_quiet_together() -> None:
 def test_the_first_loud_sample_of_none() -> None:
     assert first_loud_sample(bytes(640), 328) == 0
     assert first_loud_sample(np.array([0, 5, -32768], np.int16).tobytes(), 32768) == 2
+
+
+@pytest.mark.parametrize("width", [1_920, 1_764])  # whole windows, and a shorter last one
+def test_noise_with_peaks_above_the_threshold_is_no_voice(width: int) -> None:
+    """-50 dBFS of hiss peaks at -38; a voice of the same peaks is stronger than half the threshold."""
+    noise = (np.random.default_rng(1).normal(0.0, 32768 * 10 ** (-50 / 20), 4 * width)).astype(np.int16)
+    assert np.abs(noise).max() > 328
+    voice = noise.copy()
+    voice[width + 480 : width + 960] += (1_000 * np.sin(np.arange(480) / 20)).astype(np.int16)
+    assert loud_windows(noise.tobytes(), 2 * width, 24_000, 328) != [QUIET] * 4
+    assert loud_windows(noise.tobytes(), 2 * width, 24_000, 328, 164.0) == [QUIET] * 4
+    assert loud_windows(voice.tobytes(), 2 * width, 24_000, 328, 164.0) == [QUIET, (2, 3), QUIET, QUIET]

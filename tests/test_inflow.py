@@ -107,3 +107,17 @@ def test_a_server_slower_than_time_stalls_again_and_again() -> None:
     playout = fed(*[(k * 0.1, CHUNK_S) for k in range(100)])
     assert playout.stalls > 10
     assert playout.stalled_s == pytest.approx(100 * 0.02, abs=0.2)
+
+
+def test_a_session_of_hours_keeps_a_bounded_number_of_arrivals() -> None:
+    """And its figures are still those of the whole: 100 ms a chunk, which is a fifth of the time behind."""
+    inflow, count = Inflow(), 100_000
+    for k in range(count):
+        at = 0.1 * (k + 1)
+        inflow.came(at, CHUNK_S, at)
+    lag = inflow.lag()
+    assert lag.growth_s_per_min == pytest.approx(60 * 0.2, rel=0.01)
+    assert lag.p50_s == pytest.approx(0.02 * count / 2, rel=0.02)
+    assert inflow.interarrival_s() == pytest.approx((0.1, 0.1), abs=1e-5)
+    assert inflow.lag_at_instant(0.1 * count) == pytest.approx(0.02 * count, abs=0.3)
+    assert len(inflow._at) <= 20_000

@@ -96,8 +96,11 @@ def test_a_takeover_in_a_pause_of_the_users_is_told() -> None:
 
 def test_a_turn_that_nobody_heard_has_its_text_alone() -> None:
     found = columns(turn(answer=None, decoded=False))
-    assert (found["ttft_s"], found["itl_s"], found["e2e_s"]) == (0.5, 0.75, 2.0)
-    for name in ("floor_transfer_offset_s", "takeover", "backchannels", "pause_takeover", "agent_onset_at"):
+    assert (found["ttft_s"], found["itl_s"], found["tokens"]) == (0.5, 0.75, 3)
+    for name in (
+        *("e2e_s", "tokens_per_s"),
+        *("floor_transfer_offset_s", "takeover", "backchannels", "pause_takeover", "agent_onset_at"),
+    ):
         assert found[name] is None, name
     assert found["decoded"] is False
 
@@ -118,3 +121,9 @@ def test_the_row_is_what_the_schema_says() -> None:
     assert [name for name in of_duplex if found[name] is None] == []
     row = duplex_row(turn(spoke(104.0, 107.5)), "run", "worker", "demo", True)
     assert msgpack.unpackb(msgpack.packb(row)) == row
+
+
+def test_an_answer_that_began_early_has_no_time_to_its_first_piece() -> None:
+    """Its text began before the request was complete: what comes first after that says nothing."""
+    found = columns(turn(spoke(102.5, 107.5), outcome="early"))
+    assert (found["ttft_s"], found["itl_s"], found["e2e_s"]) == (None, 0.75, 4.0)

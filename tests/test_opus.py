@@ -121,7 +121,9 @@ def test_a_bad_message_costs_itself_alone_and_moves_nothing(pages: opus.Pages) -
     assert [bool(np.abs(chunk).max() > 4_000) for chunk in heard[:6]] == [True, True, False, True, True, True]
     assert fault == "an Ogg page with a wrong checksum"
     sizes, _, fault = Decoders().decode([(7, [pages.head, said[0], said[1][:50]])])[0]
-    assert (sizes, fault is None) == ([0, CHUNK, 0], False)  # torn: nobody knows how long it was
+    assert (sizes, fault is None) == ([0, CHUNK, CHUNK], False)
+    spoiled[:4] = b"OgxS"
+    assert Decoders().decode([(7, [pages.head, said[0], bytes(spoiled), said[2]])])[0][0] == [0, CHUNK, CHUNK, CHUNK]
 
 
 def test_empty_and_foreign_messages_are_told() -> None:

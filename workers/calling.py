@@ -173,10 +173,10 @@ class Alike:
 class Batch:
     """Blocks of chunks on their way through the gate, all of one rate and chunk length."""
 
-    __slots__ = ("_blocks", "_kind", "_threshold")
+    __slots__ = ("_blocks", "_kind", "_least_rms", "_threshold")
 
-    def __init__(self, threshold: int) -> None:
-        self._threshold = threshold
+    def __init__(self, threshold: int, least_rms: float = 0.0) -> None:
+        self._threshold, self._least_rms = threshold, least_rms
         self._blocks: list[tuple[Listener, bytes, array[float]]] = []
         self._kind = (0, 0)
 
@@ -193,7 +193,7 @@ class Batch:
             return
         blocks, self._blocks = self._blocks, []
         rate, size = self._kind
-        loud = loud_windows(b"".join([pcm for _, pcm, _ in blocks]), size, rate, self._threshold)
+        loud = loud_windows(b"".join([pcm for _, pcm, _ in blocks]), size, rate, self._threshold, self._least_rms)
         first = 0
         for call, pcm, instants in blocks:
             last = first + len(instants) // 2

@@ -65,8 +65,11 @@ class Dealing:
 
     def iteration_ended(self, iteration: Iteration) -> bool:
         """Whether its part has lasted long enough: the user ends its turn, and asks again."""
-        ends_at = self._ends_at.get(iteration.mode)
-        return ends_at is not None and time.monotonic() >= ends_at
+        return time.monotonic() >= self.ends_at(iteration)
+
+    def ends_at(self, iteration: Iteration) -> float:
+        """When its part will have lasted long enough (monotonic seconds); infinite where it ends by number."""
+        return self._ends_at.get(iteration.mode, float("inf")) if iteration.number is None else float("inf")
 
     def stop(self) -> None:
         """Nobody here begins anything more; who waits goes on waiting, until Locust stops it or `close`."""

@@ -35,12 +35,15 @@ class DuplexUser(CallUser):
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
         self._iteration = _ANY
-        self._counted = False
+        self._counted = self._came_up = False
         self._sessions = 0
 
     def thinks_by_schedule(self, run: LiveRun) -> bool:
-        """Between counted iterations nobody thinks: each is a session of its own."""
-        return self._counted
+        """Between counted iterations nobody thinks: each is a session of its own.
+
+        But after one that did not come up: a server that restarts must not cost all of them.
+        """
+        return self._counted and self._came_up
 
     @contextmanager
     def iteration(self) -> Iterator[Iteration]:
@@ -71,6 +74,10 @@ class DuplexUser(CallUser):
         begin_with = queries[place % len(queries)]
         self._call = DuplexCall(self, run, session, stream_id, iteration=self._iteration, begin_with=begin_with)
         return self._call
+
+    def hung_up(self, call: Call) -> None:
+        self._came_up = bool(call.ready_at)
+        super().hung_up(call)
 
     def record(self, run: LiveRun, turn: Turn) -> None:
         assert isinstance(turn, DuplexTurn)

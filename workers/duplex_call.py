@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from gevent.event import Event as Signal
 
 from workers.audio import opus
+from workers.audio.ear import EarLost
 from workers.audio.inflow import Inflow
 from workers.audio.stretches import Stretch
 from workers.call import Call
@@ -62,12 +63,13 @@ class DuplexCall(Call):
         self.inflow = Inflow()
         self.stream = self._calling.new_stream()
         self.decoded = iteration.mode == "interruption" or run.rng.random() < run.scenario.decode_share
-        self.waits_for_ear = 0
+        self.asked_of_ear = self.answered_by_ear = 0  # messages
         self._ear_answered = Signal()
         self._stream_began_at = self._connected_at = self._first_token_at = 0.0
         self._local_address: tuple[str, int] | None = None
         self._unknown = 0
         self._ended_at = 0.0
+        self._part_ends_at = run.dealing.ends_at(iteration)
 
     # ---- being up
 
@@ -77,19 +79,21 @@ class DuplexCall(Call):
         self.line = Line.connect(where, self.stream_id, scenario.connect_timeout_s, calling.board, waits=True)
         self._connected_at, self._local_address = self.line.ready_at, self.line.local_address
         try:
-            early = self._await_handshake(self._connected_at + scenario.setup_timeout_s)
+            early = self._await_handshake(self._connected_at + scenario.setup_timeout_s, self._part_ends_at)
         except BaseException:
             self.line.close()
             raise
         self.line.hear_in_bulk()
         calling.take(self, early)
 
-    def _await_handshake(self, until: float) -> list[tuple[Event, Arrival]]:
+    def _await_handshake(self, until: float, part_ends_at: float) -> list[tuple[Event, Arrival]]:
         """Wait behind the server's lock and its prompts; what came beside the handshake."""
         line, decode = self.line, self.codec.decode
         early: list[tuple[Event, Arrival]] = []
         while not self.ready_at:
-            if not line.await_more(until):
+            if not line.await_more(min(until, part_ends_at)):
+                if part_ends_at < until:
+                    raise TurnFailed("cut", "part_ended", "the part was over before the server shook hands")
                 seconds = self._scenario.setup_timeout_s
                 raise TurnFailed(
                     "timed_out",
@@ -121,7 +125,20 @@ class DuplexCall(Call):
             self._calling.forget(self.stream)
         super().hang_up()
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a session to tell of: one that waits behind the lock is one."""
+        return super().begun or bool(self._connected_at)
+
     # ---- in the hub
+
+    def failed(self, error: Exception) -> None:
+        """The ear was lost, which is no failure of the server's; or a bug of ours."""
+        if not isinstance(error, EarLost):
+            super().failed(error)
+        elif self.up and self.line.gone is None:
+            line = f"our own hearing process was lost ({error}); what it had not decoded nobody heard"
+            self.line.gone = TurnFailed("cut", "ear_lost", line)
 
     def note(self, event: Event, arrival: Arrival) -> None:
         """Something other than audio came."""
@@ -147,10 +164,9 @@ class DuplexCall(Call):
 
     def heard(self) -> None:
         """The ear has answered."""
-        if not self.waits_for_ear:
-            self._ear_answered.set()
-            if self.line.gone is not None:
-                self._changed.set()
+        self._ear_answered.set()
+        if self.line.gone is not None:
+            self._changed.set()
 
     def _sent_s(self, at: float) -> float:
         """Audio sent by then: microphones are punctual, or the worker's rows say that they were not."""
@@ -225,12 +241,13 @@ class DuplexCall(Call):
     def _hear_until_now(self) -> float:
         """The same, with what the ear has still to decode. Raises TurnFailed where nothing has come for long."""
         now = super()._hear_until_now()
-        if self.waits_for_ear:
+        asked = self.asked_of_ear  # what comes while we wait is for the next look
+        while self.answered_by_ear < asked and time.monotonic() < now + _EAR_BUSY_S:
             self._ear_answered.clear()
             self._ear_answered.wait(_EAR_BUSY_S)
         if self._has_stopped(now) and self.line.gone is None:
             line = f"no audio, not even silence, for answer_timeout_s ({self._scenario.answer_timeout_s:g} s)"
-            raise TurnFailed("timed_out", "stopped_sending", line)
+            self.line.gone = TurnFailed("timed_out", "stopped_sending", line)  # and with it the session
         return now
 
     def _has_stopped(self, now: float) -> bool:
@@ -244,9 +261,13 @@ class DuplexCall(Call):
             return quiet_at
         return now + opus.CHUNK_S
 
+    @property
+    def _heard_nothing(self) -> bool:
+        return not self.inflow.first_at and self.answered_by_ear == self.asked_of_ear
+
     def _raise_if_gone(self) -> None:
         gone = self.line.gone
-        if gone is not None and gone.kind == "ws_closed_1000" and not self.inflow.first_at and not self.waits_for_ear:
+        if gone is not None and gone.kind == "ws_closed_1000" and self._heard_nothing:
             line = "the server closed with 1000 (normal) without any audio: it may have missed OpusHead; see its log"
             self.line.gone = TurnFailed("disconnected", "closed_without_audio", line)
         super()._raise_if_gone()
@@ -283,6 +304,8 @@ class DuplexCall(Call):
             "client_stalled_s": inflow.playout.stalled_s,
             "client_dropped_s": inflow.playout.dropped_s,
         }
+        if not self.ready_at and self._ended_by == "user":
+            known["ended_by"] = "run_ended"  # it was still waiting
         if self._local_address is not None:
             host, port = self._local_address
             known |= {"local_address": f"[{host}]:{port}" if ":" in host else f"{host}:{port}", "local_port": port}
@@ -293,5 +316,5 @@ def _dropped(gone: TurnFailed) -> TurnFailed:
     """The connection ended before the handshake."""
     hint = ""
     if gone.kind == "ws_closed_1006":
-        hint = " before its handshake: it may not know the voice_prompt, or not like the text_prompt"
-    return TurnFailed(gone.outcome, gone.kind, f"{gone}{hint}")
+        hint = "; it may not know the voice_prompt, or not take the text_prompt"
+    return TurnFailed(gone.outcome, gone.kind, f"before the server's handshake: {gone}{hint}")

@@ -14,7 +14,7 @@ import psutil
 
 from workers import recordings
 from workers.audio import opus
-from workers.calling import Alike, Calling, Listener
+from workers.calling import Alike, Batch, Calling, Listener
 from workers.clients.codecs import Codec
 from workers.clients.inbox import Arrival, Inbox
 from workers.clients.line import CallTarget, call_target
@@ -39,7 +39,8 @@ class Session(Listener, Protocol):
     """One full-duplex session, as the shared hearing pass sees it."""
 
     decoded: bool
-    waits_for_ear: int  # messages sent there and not back yet
+    asked_of_ear: int  # messages that went there
+    answered_by_ear: int  # and that are back
     stream: int
 
     def came(self, at: float, samples: int) -> None:
@@ -72,6 +73,8 @@ class DuplexCalling(Calling):
         self._behind_s = 0.0
         self._ear_seen: tuple[int, float, float] | None = None  # pid, CPU seconds, instant
         self._furnish(scenario, board, worker, opus.CHUNK_S)
+        # Such a model's silence is what its codec makes of it: a floor of noise with peaks, and no voice.
+        self._batch = Batch(self.threshold, self.threshold / 2)
         self.target = self.hosts[0]
         self.repertoire = self.scripts[0].repertoire
 
@@ -143,7 +146,7 @@ class DuplexCalling(Calling):
             return
         asked, self._for_ear = list(self._for_ear.items()), {}
         for _, (call, messages, _) in asked:
-            call.waits_for_ear += len(messages)
+            call.asked_of_ear += len(messages)
         batch = [(stream, messages) for stream, (_, messages, _) in asked]
         self.ear.ask("opus", [batch], lambda answer: self._decoded(asked, answer))
 
@@ -152,7 +155,7 @@ class DuplexCalling(Calling):
         now = time.monotonic()
         lost = answer if isinstance(answer, Exception) else None
         for (_, (call, messages, instants)), found in zip(asked, answer if lost is None else asked, strict=True):
-            call.waits_for_ear -= len(messages)
+            call.answered_by_ear += len(messages)
             self._behind_s = max(self._behind_s, now - instants[0])
             try:
                 if lost is not None:

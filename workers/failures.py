@@ -25,6 +25,7 @@ class TurnFailed(Exception):
     And of full-duplex sessions:
     timed_out        handshake_timeout, stopped_sending, no_text_in_time (of a session that is not decoded)
     disconnected     closed_without_audio
+    cut              part_ended, ear_lost
     protocol_error   bad_opus, bad_text, empty_message, server_said_failure
     """
 

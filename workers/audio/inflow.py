@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 _SERIES_EVERY_S = 1.0
+_MOST_KEPT = 20_000  # arrivals: of a longer session (27 minutes) fewer and fewer are kept
 _SLOPE_FROM_S = 5.0  # of a shorter stream no growth is told
 
 
@@ -87,10 +88,25 @@ class Lag(NamedTuple):
 class Inflow:
     """One stream's arrivals."""
 
-    __slots__ = ("_at", "_lag_s", "_received_s", "first_at", "lag_at", "lag_s", "lag_series_s", "playout")
+    __slots__ = (
+        "_at",
+        "_each",
+        "_lag_s",
+        "_left_out",
+        "_received_s",
+        "_waits_s",
+        "first_at",
+        "lag_at",
+        "lag_s",
+        "lag_series_s",
+        "last_at",
+        "playout",
+    )
 
     def __init__(self) -> None:
-        self._at, self._lag_s = array("d"), array("f")
+        self._at, self._lag_s, self._waits_s = array("d"), array("f"), array("f")
+        self._each, self._left_out = 1, 0  # of so many arrivals one is kept
+        self.last_at = 0.0  # when the last audio came, 0.0 before the first
         self._received_s = 0.0
         self.first_at = 0.0
         self.lag_s = 0.0  # the latest
@@ -102,11 +118,6 @@ class Inflow:
         """Audio received."""
         return self._received_s
 
-    @property
-    def last_at(self) -> float:
-        """When the last audio came, 0.0 before the first."""
-        return self._at[-1] if self._at else 0.0
-
     def came(self, at: float, length_s: float, sent_s: float) -> None:
         """A message with `length_s` of audio came at `at`; `sent_s` had been sent by then."""
         if not length_s:
@@ -114,12 +125,24 @@ class Inflow:
         self.first_at = self.first_at or at
         self._received_s += length_s
         self.lag_s = lag_s = sent_s - self._received_s
-        self._at.append(at)
-        self._lag_s.append(lag_s)
+        wait_s, self.last_at = at - (self.last_at or at), at
+        self._left_out += 1
+        if self._left_out >= self._each:
+            self._left_out = 0
+            self._at.append(at)
+            self._lag_s.append(lag_s)
+            self._waits_s.append(wait_s)
+            if len(self._at) > _MOST_KEPT:
+                self._thin()
         if not self.lag_at or at - self.lag_at[-1] >= _SERIES_EVERY_S:
             self.lag_at.append(at)
             self.lag_series_s.append(lag_s)
         self.playout.came(at, length_s)
+
+    def _thin(self) -> None:
+        """Sessions may last for hours: keep every other arrival, from now on as well."""
+        self._at, self._lag_s, self._waits_s = self._at[::2], self._lag_s[::2], self._waits_s[::2]
+        self._each *= 2
 
     def lag_at_instant(self, at: float) -> float | None:
         """The lag when the message that came at `at` was there; None where nothing came by then."""
@@ -140,7 +163,7 @@ class Inflow:
 
     def interarrival_s(self) -> tuple[float | None, float | None]:
         """Median and 99th percentile of the waits between arrivals."""
-        if len(self._at) < 2:
+        if len(self._waits_s) < 2:
             return None, None
-        p50_s, p99_s = np.quantile(np.diff(np.frombuffer(self._at)), (0.5, 0.99)).tolist()
+        p50_s, p99_s = np.quantile(np.frombuffer(self._waits_s, np.float32)[1:], (0.5, 0.99)).tolist()
         return p50_s, p99_s

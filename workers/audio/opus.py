@@ -126,15 +126,6 @@ def samples_in(data: bytes) -> int:
     return round(total_ms * RATE / 1000)
 
 
-def _length(data: bytes) -> int:
-    """samples_in of a message that cannot be decoded: 0 where its pages are torn, or promise too much."""
-    try:
-        count = samples_in(data)
-    except BadOpus:
-        return 0
-    return count if count <= _LONGEST_S * RATE else 0
-
-
 def _packet_ms(data: bytes, at: int, size: int) -> float:
     config, code = data[at] >> 3, data[at] & 3
     frames = (1, 2, 2)[code] if code < 3 else data[at + 1] & 0x3F if size > 1 else 0
@@ -147,6 +138,7 @@ class Decoder:
     """One stream's. After a message that cannot be decoded it goes on with the next one."""
 
     def __init__(self) -> None:
+        self.usual = 0  # samples of the last message that had some
         self._head = b""
         self._reader: Any = None
 
@@ -166,6 +158,9 @@ class Decoder:
         except (ValueError, RuntimeError) as error:
             self._reader = None
             raise BadOpus(f"Opus that cannot be decoded: {' '.join(str(error).split())[:200]}") from None
+        if len(heard) > count:  # an empty packet: decoders conceal seconds of it
+            raise BadOpus(f"packets of {count} samples that are decoded as {len(heard)}")
+        self.usual = len(heard) or self.usual
         samples: Samples = np.clip(np.rint(heard * 32768.0), -32768, 32767).astype(np.int16)
         return samples
 
@@ -187,7 +182,7 @@ class Decoders:
     def decode(self, batch: list[tuple[int, list[bytes]]]) -> list[tuple[list[int], bytes, str | None]]:
         """Of each stream its messages, in their order: samples of each, all int16 bytes, and the first fault.
 
-        A message that cannot be decoded is silence of its length: what comes after it is where it belongs.
+        A message that cannot be decoded is silence as long as the one before it: what follows is where it belongs.
         """
         return [self._decoded(stream, messages) for stream, messages in batch]
 
@@ -199,7 +194,7 @@ class Decoders:
                 samples = decoder.feed(data)
             except BadOpus as error:
                 fault = fault or str(error)
-                samples = np.zeros(_length(data), np.int16)
+                samples = np.zeros(decoder.usual, np.int16)
             sizes.append(len(samples))
             pcm.append(samples.tobytes())
         return sizes, b"".join(pcm), fault

@@ -38,14 +38,13 @@ class DuplexTurn(CallTurn):
 
 
 def e2e_s(turn: DuplexTurn) -> float | None:
-    """The user's offset to the end of the answer's speech; where nobody heard it, to its last text piece."""
-    ends_at = turn.agent_offset_at if turn.decoded else turn.token_at[-1] if turn.token_at else 0.0
-    return between(ends_at, turn.user_offset_at)
+    """The user's offset to the end of the answer's speech."""
+    return between(turn.agent_offset_at, turn.user_offset_at)
 
 
 def ttft_s(turn: DuplexTurn) -> float | None:
-    """The user's offset to the first text piece after it."""
-    return turn.token_at[0] - turn.user_offset_at if turn.token_at else None
+    """The user's offset to the first text piece after it; None of an answer whose text had begun before."""
+    return turn.token_at[0] - turn.user_offset_at if turn.token_at and turn.outcome != "early" else None
 
 
 def backchannels(turn: DuplexTurn) -> int:
