@@ -217,8 +217,10 @@ def _read(path: Path) -> _Side:
         measured[kind] = tuple(sorted(f"{row.protocol} {row.dialect}" for row in pairs.itertuples()))
         made, left_out = _samples(kind, part, _is_open_loop(run))
         if kind == "full duplex":
-            setups = duplex_rows.sessions_of(run, part.measured)
+            setups = duplex_rows.asked_for(run)
             made[kind, "setup_s"] = _of_sessions(setups[setups["setup_s"].notna()])
+            if waiting := len(duplex_rows.still_waiting_s(setups)):
+                notes.append(f"{waiting:,} sessions were still waiting for their handshake at its end: in no set-up")
             if len(modes := duplex_rows.modes_of(part)) > 1:
                 notes.append(f"its modes are compared together ({', '.join(modes)}): runs of one mode say more")
         samples |= made

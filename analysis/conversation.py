@@ -204,6 +204,13 @@ def no_results(counted: Counted) -> Figures | None:
         return None
     failed = counted.failed
     kinds = failed["error_kind"].astype(object).where(failed["error_kind"].notna(), failed["outcome"]).value_counts()
+    if kinds.empty and (counted.cut["error_kind"] == "ear_lost").any():
+        return {
+            "cause": "ear_lost",
+            "line": "our own hearing process died, and turns were cut by it: not the server's fault",
+            "advice": "Is this machine out of memory? See the workers' output, and run it again with fewer sessions.",
+            "top_failure": None,
+        }
     if kinds.empty:
         return {
             "cause": "cut",

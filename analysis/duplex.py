@@ -41,7 +41,7 @@ def summarise_duplex(run: Run, counted: Counted, metric: Metric) -> Figures | No
         "outcomes": outcomes(counted),
         "no_results": no_results(counted),
         "modes": {
-            mode: _part(part, rows.sessions_of(run, part.measured), metric)
+            mode: _part(part, rows.sessions_of(run, part.measured), rows.asked_for(run, mode), metric)
             for mode in modes
             if (part := rows.of_mode(counted, mode))
         },
@@ -50,10 +50,11 @@ def summarise_duplex(run: Run, counted: Counted, metric: Metric) -> Figures | No
         "not_decoded": int((~_up(sessions)["decoded"].astype(bool)).sum()),
         "sessions_up": len(_up(sessions)),
         **_latencies(answered, metric),
+        **_set_up(rows.asked_for(run), metric),
         **_from_handshake(sessions, metric),
         "wall_s": wall_s(counted),
         "tokens_per_second": rows.tokens_a_second(counted),
-        "requests_per_second": _requests_per_second(counted),
+        "requests_per_second": rows.requests_a_second(counted),
         "request_tokens_per_second": metric(answered, "tokens_per_s", 1.0),
         "turn_taking": _turn_taking(rows.asked(answered)),
         "interruption": _interruption(counted, metric),
@@ -64,6 +65,7 @@ def summarise_duplex(run: Run, counted: Counted, metric: Metric) -> Figures | No
         "hosts": _hosts(run, counted, metric),
         "unknown_messages": int(sessions["unknown_messages"].fillna(0).sum()),
         "server_log": duplex_join.summary(run, metric),
+        "traces": duplex_join.traces(run),
     }
 
 
@@ -97,21 +99,17 @@ def _counts(counted: Counted) -> Figures:
     }
 
 
-def _part(counted: Counted, sessions: pd.DataFrame, metric: Metric) -> Figures:
-    """What is told of each mode by itself."""
+def _part(counted: Counted, sessions: pd.DataFrame, asked_for: pd.DataFrame, metric: Metric) -> Figures:
+    """What is told of each mode by itself. asked_for: its sessions, also those that came to no turn."""
     return {
         **_counts(counted),
         **_latencies(counted.answered, metric),
+        **_set_up(asked_for, metric),
         **_from_handshake(sessions, metric),
         "wall_s": wall_s(counted),
         "tokens_per_second": rows.tokens_a_second(counted),
-        "requests_per_second": _requests_per_second(counted),
+        "requests_per_second": rows.requests_a_second(counted),
     }
-
-
-def _requests_per_second(counted: Counted) -> float | None:
-    wall = wall_s(counted)
-    return rows.requests_of(counted).handled / wall if wall else None
 
 
 def _latencies(answered: pd.DataFrame, metric: Metric) -> Figures:
@@ -127,12 +125,20 @@ def _latencies(answered: pd.DataFrame, metric: Metric) -> Figures:
     }
 
 
+def _set_up(asked_for: pd.DataFrame, metric: Metric) -> Figures:
+    """Set-up of sessions that came up; beside it those that we ended while they waited for it."""
+    waiting_s = rows.still_waiting_s(asked_for)
+    return {
+        "setup_ms": metric(_up(asked_for), "setup_s", 1000.0),
+        "still_waiting": {"sessions": len(waiting_s), "longest_s": float(waiting_s.max()) if len(waiting_s) else None},
+    }
+
+
 def _from_handshake(sessions: pd.DataFrame, metric: Metric) -> Figures:
-    """Set-up, and what came first after it, of sessions that came up."""
+    """What came first after set-up, of sessions that came up."""
     up = _up(sessions)
     up = up.assign(text_s=up["first_token_at"] - up["ready_at"], audio_s=up["first_audio_at"] - up["ready_at"])
     return {
-        "setup_ms": metric(up, "setup_s", 1000.0),
         "text_from_handshake_ms": metric(up, "text_s", 1000.0),
         "audio_from_handshake_ms": metric(up, "audio_s", 1000.0),
     }
@@ -270,7 +276,7 @@ def _hosts(run: Run, counted: Counted, metric: Metric) -> dict[str, Figures]:
             "sessions": int(part.measured["cluster"].nunique()),
             "requests": asked.handled,
             "failed": len(asked.failed),
-            "setup_ms": metric(_up(sessions), "setup_s", 1000.0),
+            **_set_up(rows.asked_for(run, host=name), metric),
             "ttft_ms": metric(part.answered, "ttft_s", 1000.0),
             "floor_transfer_offset_ms": metric(rows.asked(part.answered), "floor_transfer_offset_s", 1000.0),
             "lag_p99_ms": metric(_up(sessions), "lag_p99_s", 1000.0),

@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.counting import FULL_DUPLEX
 from analysis.personaplex_log import FRAME_S, Connection, ServerLog
 from analysis.runs import Run
-from analysis.server_sources import ForeignTrace, Source, SourceWriter, sources
+from analysis.server_sources import ForeignTrace, Source, SourceWriter, shards_of, sources
 
 COMPONENT = "personaplex"  # of the rows of `server` that are written here
 SLACK_S = 5.0  # how far beyond a session's or a run's ends a line may be its own
@@ -125,10 +125,12 @@ def summary(run: Run, metric: Metric) -> Figures | None:
     swallowed, refused, failed, unfinished: see personaplex_log.Connection, refused and failed by exception. stray:
     exceptions of no known connection. sessions_without: sessions that were connected, and that no log tells of.
     gave_up: by what ended the client's side, sessions without a handshake that the server served or prompted for all
-    the same. phases: in ms; client_setup_ms and rest_ms (the client's set-up - the server's) of joined ones. step: of
-    every frame; over_percent: share of them longer than frame_ms, which a server cannot keep up with.
+    the same. shards: the files in the run's directory that hold all this. phases: in ms; client_setup_ms and rest_ms
+    (the client's set-up - the server's) of joined ones. step: of every frame; over_percent: share of them longer than
+    frame_ms, which a server cannot keep up with.
     """
-    imported = [source for source in sources(run) if source.kind == "duplex"]
+    shards = {name: source for name, source in shards_of(run).items() if source.kind == "duplex"}
+    imported = list(shards.values())
     if not imported:
         return None
     rows = _once(run.server[run.server["component"] == COMPONENT], {source.path for source in imported})
@@ -157,7 +159,13 @@ def summary(run: Run, metric: Metric) -> Figures | None:
         "other_runs": sum(source.other_runs for source in imported),
         "bad_lines": sum(source.bad_lines for source in imported),
         "sources": [source.path for source in imported],
+        "shards": [f"server/{name}" for name in shards],
     }
+
+
+def traces(run: Run) -> list[Figures]:
+    """What imported traces have of full-duplex sessions, by path: they are joined by the server's log instead."""
+    return [{"path": source.path, **source.full_duplex} for source in sources(run) if source.full_duplex]
 
 
 # ---------------------------------------------------------------------------------------------------- who meets whom

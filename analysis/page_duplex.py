@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from analysis.checks.reason import n_of
 from analysis.page_conversation import no_results, playback
 from analysis.page_numbers import NOTHING, Figures, milliseconds, number, percent, quantile, rate
 from analysis.page_table import grid, latency_table, notes
@@ -33,7 +34,7 @@ def parts(found: Figures, console: Console) -> list[RenderableType]:
     made: list[RenderableType] = [_turns(found)]
     if found["no_results"]:
         made.append(no_results(found["no_results"]))
-    if found["sessions_up"]:
+    if found["sessions_up"] or found["setup_ms"]["n"]:
         made.append(_latency(found, console))
     if found["answered"]:
         made += [_turn_taking(found), playback(found["stalls"])]
@@ -43,6 +44,7 @@ def parts(found: Figures, console: Console) -> list[RenderableType]:
         made.append(_hosts(found["hosts"]))
     if found["server_log"]:
         made.append(_server_log(found["server_log"]))
+    made += [_trace(trace) for trace in found["traces"]]
     return made
 
 
@@ -64,6 +66,15 @@ def _turns(found: Figures) -> RenderableType:
         )
     if found["unknown_messages"]:
         told.append(("unknown", f"{found['unknown_messages']:,} messages of kinds that are not known"))
+    if (waiting := found["still_waiting"])["sessions"]:
+        n = waiting["sessions"]
+        told.append(
+            (
+                "set-up",
+                f"{n:,} {'was' if n == 1 else 'were'} still waiting after up to {waiting['longest_s']:,.1f} s when the "
+                "run or its part ended: in no figure of set-up",
+            )
+        )
     told.append(
         (
             "rates",
@@ -265,6 +276,11 @@ def _server_log(told: Figures) -> RenderableType:
             + (f", {told['swallowed']:,} closed without audio" if told["swallowed"] else ""),
         )
     ]
+    if not told["joined"]:
+        why = (
+            "another run's log, a proxy in between that changes the ports, or a server that names no client (kyutai's)"
+        )
+        lines.append(("none met", f"{why}; to drop it, delete {', '.join(told['shards'])} in the run's folder"))
     for name in ("refused", "failed", "stray", "gave_up"):
         if counts := told[name]:
             shown = [f"{n:,} {reason}" for reason, n in list(counts.items())[:REASONS_SHOWN]]
@@ -280,6 +296,14 @@ def _server_log(told: Figures) -> RenderableType:
         over = f"{percent(step['over_percent'])} of {step['n']:,} took longer than a frame lasts"
         lines.append(("a frame's step", f"p50 {p50}, p99 {p99}; {over} ({step['frame_ms']:.0f} ms)"))
     return Group(Text("What the server's log says", style="bold"), Padding(grid(lines), (0, 0, 0, 2)))
+
+
+def _trace(told: Figures) -> RenderableType:
+    return Text(
+        f"{told['path']} has rows of {n_of(told['sessions'], 'full-duplex session')} and of "
+        f"{n_of(told['answers'], 'answer')} in such, which are not joined: give --server-log the file that the server "
+        "wrote by --duplex-log FILE."
+    )
 
 
 _OF_LOG = {

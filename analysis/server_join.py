@@ -15,7 +15,7 @@ from analysis.counting import CONVERSATIONS, Counted
 from analysis.log_import import import_log
 from analysis.runs import Run
 from analysis.server_sources import ForeignTrace, Source, SourceWriter, sources, streams
-from gpu_server.trace import TraceHeader, read_agent_turns, read_trace
+from gpu_server.trace import TraceHeader, read_agent_turns, read_duplex, read_trace
 
 CLOCKS_AGREE_S = 0.001  # an answer cannot come before its request: more than this, and the clocks are not one
 _SNIFFED_BYTES = 1 << 16
@@ -64,7 +64,8 @@ def import_trace(run: Run, path: Path) -> Source:
         raise ForeignTrace(f"{path} is a directory: name the trace file in it")
     header, rows, bad_lines = read_trace(path)
     spoken = read_agent_turns(path)
-    if header is None and not rows and not spoken:
+    sessions, answers = read_duplex(path)
+    if header is None and not rows and not spoken and not sessions and not answers:
         raise ForeignTrace(f"{path} is not a trace: make one with `python -m gpu_server --trace FILE`")
     known, opened = set(run.turns["request_id"].dropna()), streams(run)
     taken = [row for row in rows if (name := row["request_id"]) and (name in known or name.startswith(f"{run.id}."))]
@@ -77,6 +78,7 @@ def import_trace(run: Run, path: Path) -> Source:
         other_runs=len(rows) - len(taken) + len(spoken) - len(turns),
         bad_lines=bad_lines,
         offset_s=_apart(run, header),
+        full_duplex={"sessions": len(sessions), "answers": len(answers)} if sessions or answers else {},
     )
     with SourceWriter(run, path) as writer:
         writer.write({"component": "tts", **row} for row in taken)

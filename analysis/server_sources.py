@@ -31,7 +31,8 @@ class Source:
     rows: taken, this run's. other_runs: rows of other runs, left out. bad_lines: lines that were no rows, or broken.
     kind: the bundled server's trace, a voice agent's log, or a full-duplex server's (duplex). offset_s: its clock - the
     clients' wall clock (a time zone, for a log); None where nothing told. unknown: rows of this run's time that cannot
-    be given to a client.
+    be given to a client. full_duplex: of a trace, how many `sessions` and `answers` of full-duplex sessions it has, of
+    any run: they are joined by their server's log instead.
     """
 
     path: str
@@ -42,20 +43,26 @@ class Source:
     kind: SourceKind = "trace"
     offset_s: float | None = 0.0
     unknown: dict[str, int] = field(default_factory=dict)
+    full_duplex: dict[str, int] = field(default_factory=dict)
 
 
 def sources(run: Run) -> tuple[Source, ...]:
     """The files imported into the run so far."""
-    found = []
+    return tuple(shards_of(run).values())
+
+
+def shards_of(run: Run) -> dict[str, Source]:
+    """The same, by the name of the shard in the run's `server/` that holds its rows."""
+    found = {}
     for path in sorted((run.path / "server").glob("*.parquet")):
         text = (pq.read_metadata(path).metadata or {}).get(shards.FOOTER)
         try:
             told = json.loads(text) if text else None
             if told is not None:
-                found.append(Source(*told) if isinstance(told, list) else Source(**told))
+                found[path.name] = Source(*told) if isinstance(told, list) else Source(**told)
         except (TypeError, ValueError):
             continue  # rows that a worker wrote: they name their source themselves
-    return tuple(found)
+    return found
 
 
 def streams(run: Run) -> set[str]:

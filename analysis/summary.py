@@ -94,7 +94,9 @@ def _targets(run: Run, counted: Counted, targets: Targets, doubted: list[Reason]
     grave = verdicts.doubts((reason.severity, reason.code) for reason in doubted)
     duplex = full_duplex(counted).measured
     sessions = duplex_rows.sessions_of(run, duplex) if len(duplex) else None
-    return verdicts.summarise(targets, counted, grave, float(memory.max()) if len(memory) else None, sessions)
+    asked_for = duplex_rows.asked_for(run) if len(duplex) else None
+    peak = float(memory.max()) if len(memory) else None
+    return verdicts.summarise(targets, counted, grave, peak, sessions, asked_for=asked_for)
 
 
 def _with_from_send(counted: Counted) -> Counted:

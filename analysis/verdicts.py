@@ -23,8 +23,6 @@ Status = Literal["hold", "miss", "cannot_tell"]
 CONFIDENCE = 0.95
 MOST_FAILED = 0.05  # of the turns: with more of them failed, a mean of the others is not judged
 
-OURS = ("run_ended", "user_stopped")  # what ended a session that we ended
-
 SEVERAL = "several_levels"  # their turns together are of no load at all
 
 # What makes every figure of a run doubtful. (Failures do not: a target counts them.)
@@ -64,11 +62,13 @@ def judge(
     distrust: Sequence[str] = (),
     vram_bytes: float | None = None,
     sessions: pd.DataFrame | None = None,
+    *,
+    asked_for: pd.DataFrame | None = None,
 ) -> list[Verdict]:
     """A verdict for each target; for each kind of turns apart, where a run has several that the target speaks of.
 
     distrust: why this run's figures cannot be believed; then nothing holds and nothing misses. vram_bytes: the peak
-    that was scraped. sessions: of the measured turns with full-duplex models.
+    that was scraped. sessions: of the measured turns with full-duplex models. asked_for: those begun in the window.
     """
     turns = handled(counted.measured)
     found = []
@@ -80,7 +80,7 @@ def judge(
         elif target.metric.name == "tps":
             verdict = _of_run(target, duplex_rows.tokens_a_second(full_duplex(counted)), "no turn was answered")
         elif target.metric.name in _OF_SESSIONS:
-            verdict = _of_sessions(target, sessions)
+            verdict = _of_sessions(target, asked_for if target.metric.name == "setup" else sessions)
         else:
             verdict = _of_turns(target, of, rows)
         found.append(_doubted(verdict, distrust))
@@ -117,7 +117,7 @@ def _of_sessions(target: Target, sessions: pd.DataFrame | None) -> Verdict:
         return _of_run(target, None, "no full-duplex session was measured")
     values = sessions[_OF_SESSIONS[target.metric.name]].astype(float)
     if target.metric.name == "setup":
-        values = values[values.notna() | ~sessions["ended_by"].isin(OURS)].fillna(np.inf)
+        values = values[values.notna() | ~sessions["ended_by"].isin(duplex_rows.OURS)].fillna(np.inf)
     told, q = np.asarray(values.dropna(), dtype=np.float64), _QUANTILE_OF[target.figure]
     needed = turns_needed(q) if q < 1 else 1
     if len(told) < needed:
@@ -300,9 +300,11 @@ def summarise(
     distrust: Sequence[str],
     vram_bytes: float | None,
     sessions: pd.DataFrame | None = None,
+    *,
+    asked_for: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Verdicts and goodput as plain data, as report.json has them; figures with their unit, as people read them."""
-    verdicts = judge(targets, counted, distrust, vram_bytes, sessions)
+    verdicts = judge(targets, counted, distrust, vram_bytes, sessions, asked_for=asked_for)
     good = goodput(targets, counted)
     return {
         "source": targets.source,

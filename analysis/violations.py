@@ -17,6 +17,7 @@ from workers.samples.schema import ANSWERS, CENSORED
 
 # Failures of a target that is not there. A target that is there and overloaded fails otherwise.
 AWAY = ("connection_refused", "dns_failure", "unreachable")
+DEAF = "ear_lost"  # our own hearing process died
 
 
 def handled(turns: pd.DataFrame) -> pd.DataFrame:
@@ -24,20 +25,21 @@ def handled(turns: pd.DataFrame) -> pd.DataFrame:
 
     ok: answered, rightly. cut: we ended it: neither success nor failure. away: nobody was there to answer.
     spoken: of a conversation. duplex: of one with a full-duplex model. waited_s: from where its latency counts to its
-    end.
+    end; NaN where we had ceased to hear, and the answer may have come.
     """
     kept = turns[turns["phase"] == "measured"]
     spoken = kept["protocol"].isin(CONVERSATIONS)
     begins = kept["intended_at"].astype(float)
     if "user_offset_at" in kept:
         begins = begins.where(~spoken, kept["user_offset_at"].astype(float))
+    waited_s = kept["ended_at"].astype(float) - begins
     return kept.assign(
         ok=kept["outcome"].isin(ANSWERS) & kept["error_kind"].isna(),
         cut=kept["outcome"] == CENSORED,
         away=kept["error_kind"].isin(AWAY),
         spoken=spoken,
         duplex=kept["protocol"] == FULL_DUPLEX,
-        waited_s=kept["ended_at"].astype(float) - begins,
+        waited_s=waited_s.where(kept["error_kind"] != DEAF),
     )
 
 

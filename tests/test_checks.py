@@ -142,6 +142,8 @@ CASES: list[tuple[str, str, Maker, str]] = [
     ("not_decoded", "note", duplex_ill(lambda at: {"decoded": at % 4 != 0}), "20 of 80 sessions (25.0 %)"),
     ("mock_target", "warning", with_log(WHOLE, mock=True), "--mock started"),
     ("onset_by_gate", "warning", ill(talk(onset_by=lambda at: "gate" if at % 4 == 0 else "ear")), "25.0 %"),
+    ("ear_lost", "warning", ill(failing(2, outcome="cut", error_kind="ear_lost"), seconds_with(ears_lost=1)),
+     "2 turns cut because a hearing process of our own died (w0; 1 time in all)"),
     ("dropped_starts", "warning", ill(calm(), seconds_with(every=5, dropped_starts=1)), "6 starts"),
     ("dropped_starts", "invalid", ill(calm(), seconds_with(dropped_starts=2)), "60 starts"),
     ("failures", "warning", ill(failing(20)), "20 turns (5.0 %)"),
@@ -179,6 +181,41 @@ def test_the_reason_is_found(tmp_path: Path, code: str, severity: str, maker: Ma
     assert found[code].severity == severity
     assert says in found[code].line, found[code].line
     assert "\n" not in found[code].line
+
+
+KINDS = {
+    "connection_refused": "nothing listened there",
+    "http_401": "a token",
+    "http_403": "a token|this token",
+    "http_404": "no such path",
+    "tls_failure": "certificate",
+    "http_429": "too much",
+    "http_503": "too much",
+    "http_500": "failed by itself",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_refusal_says_what_its_kind_means(tmp_path: Path, kind: str) -> None:
+    rows = failing(3, outcome="refused", error_kind=kind, error="no")
+    (line,) = [r.line for r in reasons_of(make_run(tmp_path, log_of(rows, clean_seconds()))) if r.code == "refused"]
+    assert any(words in line for words in KINDS[kind].split("|")), line
+    assert ("offered too much" in line) == (kind in ("http_429", "http_503"))
+
+
+def test_several_kinds_of_refusals_have_a_meaning_each(tmp_path: Path) -> None:
+    rows = failing(5, outcome="refused", error_kind="http_404", error="no")
+    rows[0] |= {"error_kind": "http_503"}
+    (line,) = [r.line for r in reasons_of(make_run(tmp_path, log_of(rows, clean_seconds()))) if r.code == "refused"]
+    assert "(http_404 4, http_503 1): http_404: it knows no such path" in line
+    assert "; http_503: it was offered too much" in line
+
+
+def test_a_busy_second_of_a_run_in_which_everything_failed_is_no_saturation(tmp_path: Path) -> None:
+    rows = failing(400, outcome="refused", error_kind="connection_refused", error="nothing listens")
+    codes = {reason.code for reason in reasons_of(make_run(tmp_path, log_of(rows, seconds_with(cpu_share=0.97))))}
+    assert "nothing_answered" in codes
+    assert "saturated_generator" not in codes
 
 
 def test_every_check_has_a_case(tmp_path: Path) -> None:

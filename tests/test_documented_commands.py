@@ -358,7 +358,7 @@ def test_full_duplex_models(tmp_path: Path) -> None:
     soundfile.write(_folder(tmp_path / "said") / "question.wav", voice(0.8, 24_000), 24_000, subtype="PCM_16")
     quick = (ROOT / "configs" / "quick_test.yaml").read_text("utf-8")
     (tmp_path / "quick_test.yaml").write_text(
-        quick.replace("iterations: 2", "iterations: 1").replace("duration: 10", "duration: 2")
+        quick.replace("mode: full", "mode: text").replace("iterations: 2", "iterations: 1")
     )
     log = tmp_path / "personaplex_server.log"
     tones = ("--engine", "tone", "--tone-seconds", "1.2", "--sessions", "20", "--duplex-prompt-s", "0.1")
@@ -370,21 +370,16 @@ def test_full_duplex_models(tmp_path: Path) -> None:
             for flag, value in _FEW.items():
                 if flag in words:
                     words[words.index(flag) + 1] = value
+            if "full" in words:
+                words += ["--duration", "2"]
             if "--host" in words:
                 words[words.index("--host") + 1] = server.url.replace("http", "ws", 1)
             words[words.index("-f") + 1] = str(ROOT / words[words.index("-f") + 1])
             folder = _folder(tmp_path / str(number))
             if "--scenario" in words:
                 (folder / "quick_test.yaml").write_bytes((tmp_path / "quick_test.yaml").read_bytes())
-            brief = [
-                "--samples-dir",
-                str(tmp_path / "said"),
-                "--greeting-s",
-                "0.2",
-                "--answer-end-s",
-                "0.4",
-                "--only-summary",
-            ]
+            said = ["--samples-dir", str(tmp_path / "said")]
+            brief = ["--greeting-s", "0.2", "--answer-end-s", "0.4", "--only-summary", *said]
             runs.append((line, folder, stack.enter_context(locust(*words, *brief, cwd=folder))))
         for line, folder, run in runs:
             assert run.end(120) == 0, f"{line}\n{run.said}"

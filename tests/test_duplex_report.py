@@ -212,6 +212,141 @@ def test_sessions_that_nobody_heard_are_counted_and_are_no_silence(tmp_path: Pat
     assert (found["full_duplex_bench"]["turns"], found["full_duplex_bench"]["takeover_percent"]) == (10, 100.0)
 
 
+def turnless(number: int, **given: Any) -> bytes:
+    """A session that never came to a turn: asked for 20 + `number` s after the first turn was due, ended 30 s later."""
+    began = BEGAN + 20.0 + number
+    row = {
+        "run": RUN,
+        "worker": "w0",
+        "session": f"turnless{number}",
+        "protocol": "personaplex",
+        "turns": 0,
+        "dialect": "personaplex",
+        "scenario": "demo",
+        "stream_id": f"turnless-{number}",
+        "started_at": began,
+        "ended_at": began + 30.0,
+        "ended_by": "run_ended",
+        "host": "a:8998",
+        "mode": "turn_taking",
+        "decoded": True,
+    }
+    return packed("sessions", row | given)  # fmt: skip
+
+
+def up(after_s: float, number: int) -> dict[str, Any]:
+    return {"setup_s": after_s, "ready_at": BEGAN + 20.0 + number + after_s}
+
+
+def test_those_who_waited_longest_for_the_lock_are_in_set_up(tmp_path: Path) -> None:
+    """Three came up as their part or the run ended, without a turn; two more were still waiting, one 30 s, one 12 s."""
+    log = log_of(trials(7, host="a:8998"), clean_seconds(), of_session=lambda at: {"setup_s": 2.0})
+    log += b"".join(turnless(at, **up(20.0 + at, at)) for at in range(2))
+    log += turnless(2, **up(28.0, 2), mode="text", host="b:8998")
+    log += turnless(3) + turnless(4, ended_by="part_ended", ended_at=BEGAN + 36.0)
+    log += turnless(5, ended_by="handshake_timeout")
+    run = make_run(tmp_path, log, scenario={"mode": "full"})
+    found = report(run)["duplex"]
+    assert found["setup_ms"]["n"] == 10
+    assert found["setup_ms"]["mean"] == pytest.approx((7 * 2.0 + 20 + 21 + 28) * 100)
+    assert found["setup_ms"]["greatest"] == pytest.approx(28_000)
+    assert found["still_waiting"] == {"sessions": 2, "longest_s": pytest.approx(30.0)}
+    part = found["modes"]["turn_taking"]
+    assert (part["setup_ms"]["n"], part["setup_ms"]["greatest"]) == (9, pytest.approx(21_000))
+    assert found["sessions_up"] == 7
+    verdict = verdicts_of(run, tmp_path, "setup max < 60 s", "setup p50 < 3 s")
+    assert verdict["session set-up max, full duplex"]["measured"] == "∞"  # the handshake that never came
+    assert verdict["session set-up p50, full duplex"]["n"] == 11
+    sides = {judged.figure.title: judged.difference.before for judged in compare(run, run).figures}
+    assert sides["session set-up p50"] == pytest.approx(2_000)
+    assert any("2 sessions were still waiting" in note for note in compare(run, run).notes)
+
+
+def test_the_page_says_who_was_still_waiting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path, log_of(trials(7)) + turnless(0) + turnless(1, ended_at=BEGAN + 25.0))
+    words = " ".join(page_of(run, capsys).split())
+    assert "2 were still waiting after up to 30.0 s when the run or its part ended" in words
+
+
+def test_sessions_begun_in_the_warm_up_are_in_no_set_up(tmp_path: Path) -> None:
+    early = [duplex(session=f"w{at}", phase="warm_up", intended_at=BEGAN - 4 + at) for at in range(3)]
+    log = log_of([*early, *trials(7, mode=None)], of_session=lambda at: {"setup_s": 9.0 if at < 3 else 1.0})
+    log += turnless(0, **up(3.0, 0)) + turnless(1, started_at=BEGAN - 5.0, setup_s=9.0, ready_at=BEGAN + 4.0)
+    told = {"warm_up_s": 3.0}  # of a run that began 5 s before BEGAN
+    for name, given in (("told", {"scenario": told}), ("not_told", {"scenario": {}, "started_wall_at": None})):
+        found = report(make_run(tmp_path / name, log, **given))["duplex"]
+        assert (found["setup_ms"]["n"], found["setup_ms"]["greatest"]) == (8, pytest.approx(3_000)), name
+
+
+def test_in_a_run_with_levels_set_up_is_of_their_stays(tmp_path: Path) -> None:
+    stays = [{"users": 2, "measured_wall_at": WALL_AT + 30.5, "measured_until_wall_at": WALL_AT + 32.5},
+             {"users": 4, "measured_wall_at": WALL_AT + 34.5}]  # fmt: skip
+    log = log_of(trials(1, mode=None)) + b"".join(turnless(at, **up(2.0 + at, at)) for at in range(6))
+    found = report(make_run(tmp_path, log, levels=stays))["duplex"]
+    assert found["setup_ms"]["mean"] == pytest.approx(np.mean([3, 4, 7]) * 1000)
+
+
+def test_refusals_have_no_rate(tmp_path: Path) -> None:
+    refused = {"outcome": "refused", "error_kind": "connection_refused", "error": "nothing listens", "mode": "text"}
+    rows = [
+        duplex(session=f"s{at}", text_name="connect", iteration=at, intended_at=BEGAN + at / 1000, **refused)
+        for at in range(50)
+    ]
+    found = report(make_run(tmp_path, log_of(rows)))["duplex"]
+    assert (found["requests_per_second"], found["tokens_per_second"]) == (None, None)
+    assert found["modes"]["text"]["requests_per_second"] is None
+    assert found["wall_s"] > 0
+
+
+def test_a_server_that_has_caught_up_is_not_behind(tmp_path: Path) -> None:
+    """A pause of 2 s late in a short session tilts the line; one that ends behind is behind."""
+    paused = [0.08] * 6 + [2.0, 1.2, 0.4, 0.08]
+    at_last = [0.08] * 6 + [2.0, 2.0, 2.0, 2.0]
+    for name, series, behind in (("paused", paused, 0), ("behind", at_last, 1)):
+        given = {"lag_growth_s_per_min": 6.0, "lag_series_s": series, "lag_at": [BEGAN + at for at in range(10)]}
+        log = log_of(trials(8), of_session=lambda at, given=given: given if at == 3 else {})
+        found = report(make_run(tmp_path / name, log))
+        assert found["duplex"]["lag"]["growth_s_per_min"]["over"] == behind, name
+        assert ("lag_grows" in {reason["code"] for reason in found["reasons"]}) == bool(behind), name
+
+
+def test_what_we_did_not_hear_is_nobodys_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A turn that our own deafness cut may have been answered: it violates nothing, however long it lasted."""
+    deaf = {"outcome": "cut", "error_kind": "ear_lost", "error": "the hearing process died", "mode": "turn_taking"}
+    ended = {"outcome": "cut", "error_kind": "part_ended", "mode": "turn_taking", "text_name": "connect"}
+    rows = [*trials(60, floor_s=0.2), *(duplex(session=f"d{at}", iteration=60 + at, **deaf) for at in range(3))]
+    rows.append(duplex(session="p", iteration=70, **ended))
+    run = make_run(tmp_path / "run", log_of(rows, clean_seconds()))
+    found = report(run)
+    assert (found["duplex"]["requests"]["cut"], found["duplex"]["requests"]["failed"]) == (4, 0)
+    assert found["cut"] == {"ear_lost": 3, "part_ended": 1}
+    assert verdicts_of(run, tmp_path, "floor_transfer_offset p50 < 300 ms")[
+        "floor transfer offset p50, full duplex"
+    ]["n"] == 60  # fmt: skip
+    alone = make_run(tmp_path / "alone", log_of([duplex(session="d", iteration=0, **deaf)]))
+    assert "our own hearing process died" in page_of(alone, capsys)
+
+
+def test_an_early_answers_text_and_an_unheard_end_are_left_out(tmp_path: Path) -> None:
+    """TTFT of early answers and E2E of undecoded sessions are null: in no figure, and in no target."""
+    rows = trials(
+        60,
+        floor_s=lambda at: -0.2 if at < 20 else 0.2,
+        ttft_s=lambda at: None if at < 20 else 0.1,
+        decoded=lambda at: at < 40,
+        e2e_s=lambda at: 2.0 if at < 40 else None,
+        tokens_per_s=lambda at: 5.0 if at < 40 else None,
+    )
+    run = make_run(tmp_path, log_of(rows))
+    found = report(run)["duplex"]
+    assert (found["ttft_ms"]["n"], found["e2e_ms"]["n"], found["request_tokens_per_second"]["n"]) == (40, 40, 40)
+    verdicts = verdicts_of(run, tmp_path, "ttft p50 < 200 ms", "e2e p50 < 3 s")
+    assert {name: (one["status"], one["n"]) for name, one in verdicts.items()} == {
+        "TTFT p50, full duplex": ("hold", 40),
+        "end-to-end latency p50, turns": ("hold", 40),
+    }
+
+
 # ------------------------------------------------------------------------------------------------- the page and files
 
 

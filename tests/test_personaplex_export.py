@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_maker import MONOTONIC_AT, WALL_AT, calls, duplex, log_of, make_run, trials, turns
+from run_maker import MONOTONIC_AT, RUN, WALL_AT, calls, duplex, log_of, make_run, packed, trials, turns
 
 from analysis.report import main
 
@@ -156,6 +156,32 @@ def test_set_up_and_text_from_the_handshake_are_of_sessions_that_came_up(tmp_pat
     setup, text = found["latency_ms"]["session_setup"], found["latency_ms"]["ttft_from_handshake"]
     assert (setup["mean"], setup["n"], text["mean"], text["n"]) == (3_500.0, 4, 400.0, 4)
     assert [one["session_setup_ms"] for one in found["requests"]].count(None) == 1
+
+
+def test_set_up_is_also_of_those_who_waited_longest(tmp_path: Path) -> None:
+    """Two came up without a turn, one was still waiting when the run ended."""
+    log = log_of(trials(4, "text"), of_session=lambda at: {"setup_s": 2.0})
+    for at, setup_s in enumerate((30.0, 40.0, None)):
+        row = {"run": RUN, "worker": "w0", "session": f"x{at}", "protocol": "personaplex", "started_at": BEGAN + at,
+               "ended_at": BEGAN + 50.0, "ended_by": "run_ended", "mode": "text" if at else "audio", "turns": 0,
+               "setup_s": setup_s, "ready_at": None if setup_s is None else BEGAN + at + setup_s}  # fmt: skip
+        log += packed("sessions", row)
+    run = make_run(tmp_path, log, scenario={"mode": "full"})
+    assert main([str(run), "--export", "personaplex", "--output", str(tmp_path / "out.json")]) == 0
+    found = strict(tmp_path / "out.json")
+    told = found["latency_ms"]["session_setup"]
+    assert (told["n"], told["mean"], told["still_waiting"]) == (6, 13_000.0, 1)
+    part = found["parts"]["text"]["latency_ms"]["session_setup"]
+    assert (part["n"], part["mean"], part["still_waiting"]) == (5, 9_600.0, 1)
+
+
+def test_a_rate_of_refusals_is_null(tmp_path: Path) -> None:
+    refused = {"outcome": "refused", "error_kind": "http_404", "error": "no such path", "text_name": "connect"}
+    rows = [duplex(mode="text", iteration=at, session=f"s{at}", intended_at=BEGAN + at / 1e3, **refused)
+            for at in range(40)]  # fmt: skip
+    found = exported(tmp_path, rows, scenario={"mode": "text"})
+    assert found["throughput"] == {"tokens_per_second": None, "requests_per_second": None}
+    assert found["summary"]["total_requests"] == 40
 
 
 def test_mode_full_has_a_block_for_each_part(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from analysis.runs import Run, open_run, read_table
 from analysis.server_join import import_server_log
 from analysis.server_logs import main
 from analysis.server_sources import ForeignTrace, sources
+from gpu_server.trace import DuplexAnswer, DuplexSession, TraceLog
 
 SAMPLE = Path(__file__).parent / "logs" / "personaplex_server.log"
 DAY_AT = 1_795_132_800.0  # 2026-11-20 00:00 UTC
@@ -703,6 +704,35 @@ def test_the_reports_command_takes_such_a_log(tmp_path: Path, capsys: pytest.Cap
     rows = read_table(run.path, "server")
     assert set(rows["component"]) == {"personaplex"}
     assert rows["stream_id"].notna().sum() == 2
+
+
+def test_a_log_that_met_nobody_says_why_and_how_to_drop_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = duplex_run(tmp_path, [session(0, 50_000)])
+    assert report_main([str(run.path), "--server-log", str(SAMPLE)]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "another run's log, a proxy in between that changes the ports" in words
+    (shard,) = (run.path / "server").glob("*.parquet")
+    assert f"delete server/{shard.name}" in words
+    shard.unlink()
+    assert report_main([str(run.path)]) == 0
+    assert "What the server's log says" not in capsys.readouterr().out
+
+
+def test_a_trace_with_full_duplex_sessions_says_which_log_is_joined(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sessions = dict.fromkeys(DuplexSession.__required_keys__) | {"duplex_session": 0, "client": "127.0.0.1:50000"}
+    answers = dict.fromkeys(DuplexAnswer.__required_keys__) | {"duplex_session": 0, "duplex_answer": 0}
+    trace = tmp_path / "trace.jsonl"
+    log = TraceLog(trace, "tone")
+    for row in (sessions, answers, answers, answers):
+        log.write(row)  # type: ignore[arg-type]
+    log.close()
+    run = duplex_run(tmp_path, [session(0, 50_000)])
+    assert report_main([str(run.path), "--server-log", str(trace)]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "rows of 1 full-duplex session and of 3 answers in such, which are not joined" in words
+    assert "--duplex-log FILE" in words
 
 
 def swap(rows: list[Row]) -> list[Row]:

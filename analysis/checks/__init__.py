@@ -29,6 +29,7 @@ CHECKS: tuple[Check, ...] = (
     generator.late_sends,
     generator.late_microphone,
     generator.lost_ears,
+    generator.dead_ears,
     duplex.ear_behind,
     duplex.lag_grows,
     generator.dropped_starts,

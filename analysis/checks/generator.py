@@ -13,9 +13,9 @@ VERY_LATE_S = 0.020  # as long as a chunk of speech
 
 
 def saturated(run: Run, counted: Counted) -> Reason | None:
-    """A worker that used up its core measures itself."""
+    """A worker that used up its core measures itself. Without an answer there is nothing that it could have spoilt."""
     seconds = measured_seconds(run, counted)
-    if seconds.empty:
+    if seconds.empty or counted.answered.empty:
         return None
     busy = seconds.groupby("worker", observed=True)["cpu_share"].agg(
         share=lambda cpu: float((cpu > BUSY_CPU_SHARE).mean()), worst="max"
@@ -121,6 +121,22 @@ def lost_ears(run: Run, counted: Counted) -> Reason | None:
         "onset_by_gate",
         f"{share_of(share)} of the answers have an onset found by level alone (the hearing subprocess was lost): noise "
         "passes for speech there, and onsets are less exact",
+    )
+
+
+def dead_ears(run: Run, counted: Counted) -> Reason | None:
+    """Turns that ended because our own hearing process died: no fault of the server's."""
+    deaf = counted.cut[counted.cut["error_kind"] == "ear_lost"]
+    if deaf.empty:
+        return None
+    died = int(run.workers.groupby("worker", observed=True)["ears_lost"].max().fillna(0).sum())
+    where = some(sorted(str(worker) for worker in deaf["worker"].unique()))
+    return Reason(
+        "warning",
+        "ear_lost",
+        f"{n_of(len(deaf), 'turn')} cut because a hearing process of our own died ({where}"
+        + (f"; {n_of(died, 'time')} in all" if died else "")
+        + "): not the server's fault, and neither success nor failure; is the machine out of memory?",
     )
 
 

@@ -180,12 +180,40 @@ def refusals(run: Run, counted: Counted) -> Reason | None:
     if refused.empty:
         return None
     kinds = refused["error_kind"].value_counts()
-    shown = ", ".join(f"{kind} {n:,}" for kind, n in kinds[kinds > 0].head(3).items())
-    return Reason(
-        "warning",
-        "refused",
-        f"the target refused {n_of(len(refused), 'turn')} ({shown}): it was offered too much, or was not there",
-    )
+    shown = kinds[kinds > 0].head(3)
+    counts = ", ".join(f"{kind} {n:,}" for kind, n in shown.items())
+    why: dict[str, list[str]] = {}
+    for kind in map(str, shown.index):
+        why.setdefault(_why_refused(kind), []).append(kind)
+    told = "; ".join(meaning if len(why) == 1 else f"{', '.join(its)}: {meaning}" for meaning, its in why.items())
+    return Reason("warning", "refused", f"the target refused {n_of(len(refused), 'turn')} ({counts}): {told}")
+
+
+_REFUSALS = {
+    "connection_refused": "nothing listened there",
+    "dns_failure": "its name has no address (--host)",
+    "unreachable": "no way leads there (--host)",
+    "tls_failure": "its certificate is not trusted, or it speaks no TLS there",
+    "http_400": "it did not understand what was asked",
+    "http_401": "it wants a token, or another one",
+    "http_403": "it does not let this token in",
+    "http_404": "it knows no such path (the path of --host, or the scenario's)",
+    "http_429": "it was offered too much",
+    "http_503": "it was offered too much, or was not ready",
+}
+
+
+def _why_refused(kind: str) -> str:
+    """What a kind of refusal says of target and request."""
+    if kind in _REFUSALS:
+        return _REFUSALS[kind]
+    if kind.startswith("http_5"):
+        return "it failed by itself, or what it depends on did; see its log"
+    if kind.startswith("http_3"):
+        return "it sends users elsewhere: name that address as --host"
+    if kind.startswith("http_"):
+        return "it did not accept what was asked"
+    return "see the turns' errors"
 
 
 def short_answers(run: Run, counted: Counted) -> Reason | None:

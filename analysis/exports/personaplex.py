@@ -6,10 +6,11 @@ summary         a request is an iteration, or a turn where iterations have no nu
                 in neither number, and counted beside them.
 latency_ms      of successful requests, each list with its `n`; null where it is empty. `ttft` counts from the user's
                 last voiced sample, which is S1's "request sent"; `ttft_from_handshake` and `session_setup` are of
-                sessions that came up. `turn_taking*` are of requests that broke in on nobody, `interruption_*` of those
-                that did.
+                sessions that came up, set-up also where no turn followed; its `still_waiting` counts those that we
+                ended before their handshake. `turn_taking*` are of requests that broke in on nobody, `interruption_*`
+                of those that did.
 throughput      tokens of answered turns, and handled requests, a second of `benchmark.duration_seconds`: from the first
-                intended start to the last end.
+                intended start to the last end; null where nothing was answered.
 turn_taking     S1's band of 170-270 ms, judged as heard, and by arrival.
 requests        one each, cut ones left out; a failed one has its error and no figure.
 parts           of mode full: the same, but for requests, config and environment, of each mode by itself.
@@ -67,7 +68,7 @@ def results(run: Run) -> Block:
     scenario = run.manifest.get("scenario")
     config: dict[str, Any] = scenario if isinstance(scenario, dict) else {}
     mode = config.get("mode") or (modes[0] if len(modes) == 1 else "full" if modes else None)
-    found = _block(run, counted, mode)
+    found = _block(run, counted, mode, duplex_rows.asked_for(run))
     told = run.manifest.get("started_wall_at"), run.manifest.get("ended_wall_at")
     for key, at in zip(("started", "ended"), told, strict=True):
         found["timestamps"][key] = _iso(at) or found["timestamps"][key]
@@ -88,12 +89,15 @@ def results(run: Run) -> Block:
         "requests": _requests(run, counted),
     }
     if mode == "full":
-        found["parts"] = {name: _block(run, duplex_rows.of_mode(counted, name), name) for name in modes}
+        found["parts"] = {
+            name: _block(run, duplex_rows.of_mode(counted, name), name, duplex_rows.asked_for(run, name))
+            for name in modes
+        }
     return found
 
 
-def _block(run: Run, counted: Counted, mode: str | None) -> Block:
-    """What is told of a run, and of each of its parts."""
+def _block(run: Run, counted: Counted, mode: str | None, asked_for: pd.DataFrame) -> Block:
+    """What is told of a run, and of each of its parts. asked_for: its sessions, also those that came to no turn."""
     asked = duplex_rows.requests_of(counted)
     wall, answered = wall_s(counted), asked.answered
     began, ended = (
@@ -111,10 +115,10 @@ def _block(run: Run, counted: Counted, mode: str | None) -> Block:
             "cut_requests": len(asked.cut),
             "success_rate": None if share is None else _rounded(share * 100),
         },
-        "latency_ms": _latencies(answered, duplex_rows.sessions_of(run, counted.measured)),
+        "latency_ms": _latencies(answered, duplex_rows.sessions_of(run, counted.measured), asked_for),
         "throughput": {
             "tokens_per_second": _rounded(duplex_rows.tokens_a_second(counted)),
-            "requests_per_second": _rounded(asked.handled / wall) if wall else None,
+            "requests_per_second": _rounded(duplex_rows.requests_a_second(counted)),
         },
         "turn_taking": _turn_taking(duplex_rows.asked(answered)),
         "timestamps": {"started": _iso(began), "ended": _iso(ended)},
@@ -126,7 +130,7 @@ def name_of(mode: str | None) -> str:
     return " ".join(part for part in ("PersonaPlex", NAMES.get(mode or "", ""), "Benchmark") if part)
 
 
-def _latencies(answered: pd.DataFrame, sessions: pd.DataFrame) -> Block:
+def _latencies(answered: pd.DataFrame, sessions: pd.DataFrame, asked_for: pd.DataFrame) -> Block:
     taken, broken_in = duplex_rows.asked(answered), duplex_rows.broken_in(answered)
     lists = {
         "ttft": answered["ttft_s"],
@@ -136,11 +140,13 @@ def _latencies(answered: pd.DataFrame, sessions: pd.DataFrame) -> Block:
         "turn_taking": taken["floor_transfer_offset_s"],
         "turn_taking_by_arrival": duplex_rows.by_arrival_s(taken),
         "turn_taking_by_stream_position": taken["stream_transfer_offset_s"],
-        "session_setup": duplex_rows.setup_s(sessions),
+        "session_setup": duplex_rows.setup_s(asked_for),
         "interruption_stop": broken_in["time_to_silence_s"],
         "interruption_response": broken_in["floor_transfer_offset_s"],
     }
-    return {name: _statistics(values) for name, values in lists.items()}
+    found = {name: _statistics(values) for name, values in lists.items()}
+    found["session_setup"]["still_waiting"] = len(duplex_rows.still_waiting_s(asked_for))
+    return found
 
 
 def _statistics(seconds: pd.Series) -> Block:
