@@ -60,7 +60,11 @@ class Calls:
         """Let a caller in. Raises Refusal."""
         stream_id = stream_id_of(path)
         if stream_id is None:
-            raise Refusal(404, "not_found", f"no WebSocket at {path[:_LONGEST_ID]!r}; call /ws/STREAM_ID or /api/chat")
+            raise Refusal(
+                404,
+                "not_found",
+                f"no WebSocket at {urlsplit(path).path[:_LONGEST_ID]!r}; call /ws/STREAM_ID or /api/chat",
+            )
         check_token(self._service.settings.token, headers.get("authorization"))
         if not self._service.warm:
             raise Refusal(503, "warming", "the engine is still warming up: wait for /health to say ready", 1)

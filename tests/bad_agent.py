@@ -285,7 +285,7 @@ BEHAVIOURS: dict[str, Bad] = {
     "crashed": Bad(refuse("500 Internal Server Error", "boom"), "refused", "http_500", "boom"),
     "a long web page": Bad(refuse("404 Not Found", "x" * 60_000), "refused", "http_404", "xxx"),
     "moved": Bad(refuse("302 Found", "", "Location: ws://127.0.0.1:1/\r\n"), "refused", "http_302", "moved to ws://127.0.0.1:1/"),
-    "a web page": Bad(refuse("200 OK", "<html>Welcome</html>"), "refused", "http_200", "Welcome"),
+    "a web page": Bad(refuse("200 OK", "<html>Welcome</html>"), "refused", "http_200", "a web page"),
     "no http": Bad(not_http, "protocol_error", "not_websocket", "speaks no WebSocket"),
     "wrong accept": Bad(lambda caller: caller.accept("bm90IHRoaXMgb25l"), "protocol_error", "not_websocket"),
     "closed in the handshake": Bad(lambda caller: None, "disconnected", "closed_before_answer", "handshake"),

@@ -8,7 +8,7 @@ import pytest
 
 from tests.test_websocket import served
 from workers.audio.gate import QUIET
-from workers.calling import Calling, Batch
+from workers.calling import Batch, Calling
 from workers.clients.inbox import Arrival, Inbox
 from workers.clients.line import Line
 from workers.clients.link import Link

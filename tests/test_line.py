@@ -114,12 +114,14 @@ def called(*acts: Act, token: str | None = None) -> Iterator[Line]:
         peer.close()
 
 
-def failing(*acts: Act, timeout_s: float = WITHIN_S, token: str | None = None) -> TurnFailed:
+def failing(*acts: Act, timeout_s: float = WITHIN_S, token: str | None = None, query: str = "") -> TurnFailed:
     """What a call to this peer fails with."""
     peer = Peer(*acts)
+    target = where(peer, token=token)
+    target = target._replace(url=target.url._replace(query=query))
     try:
         with pytest.raises(TurnFailed) as caught:
-            Line.connect(where(peer, token=token), "stream-1", timeout_s, switchboard())
+            Line.connect(target, "stream-1", timeout_s, switchboard())
     finally:
         peer.close()
     failure = caught.value
@@ -271,6 +273,21 @@ def test_a_refusal_is_told_with_its_status_and_words(status: int, hint: str) -> 
     assert (failure.outcome, failure.kind) == ("refused", f"http_{status}")
     assert hint in str(failure)
     assert "no such room" in str(failure)
+
+
+def test_a_server_that_repeats_the_address_does_not_bring_its_secret_into_the_run() -> None:
+    """As websockets, aiohttp and our own server may do in a 404: the query, its values as sent or as meant."""
+    said = b"no WebSocket at '/nope?token=QSEC%2F1&b=2', with token QSEC/1"
+    for answer in (refusal(404, said), refusal(302, b"", b"Location: ws://elsewhere/nope?token=QSEC%2F1&b=2")):
+        failure = failing(answering(answer), query="token=QSEC%2F1&b=2")
+        assert "QSEC" not in str(failure)
+        assert "[redacted]" in str(failure)
+
+
+def test_a_web_page_is_not_repeated() -> None:
+    page = b"\n<!DOCTYPE html><html><head><title>Sign in</title></head></html>"
+    failure = failing(answering(refusal(404, page)))
+    assert str(failure).endswith(": a web page")
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])

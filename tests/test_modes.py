@@ -7,7 +7,7 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,20 @@ def with_workers(
         finally:
             for worker in workers:
                 worker.kill()
+
+
+def child(run: Locust, word: str) -> psutil.Process:
+    """A process that this run has started, with this word in its command, as soon as it is there."""
+
+    def probe() -> psutil.Process | None:
+        with suppress(psutil.NoSuchProcess):
+            for one in psutil.Process(run.process.pid).children():
+                with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                    if word in one.cmdline():
+                        return one
+        return None
+
+    return until(probe, 30, f"{word} in:\n{run.said}")
 
 
 def run_json(cwd: Path) -> dict[str, Any]:
@@ -236,6 +250,56 @@ def test_the_mocked_server_dies_with_its_run(tmp_path: Path) -> None:
         until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, 10, "the server's end")
 
 
+def test_ctrl_c_while_the_mocked_server_starts_ends_in_a_line(tmp_path: Path) -> None:
+    said = str(said_folder(tmp_path))
+    with locust("-f", TALK, *QUICK, "--mock", "--samples-dir", said, cwd=tmp_path) as run:
+        found = child(run, "gpu_server")
+        run.process.send_signal(signal.SIGINT)
+        assert run.end() == 130, run.said
+    assert not found.is_running() or found.status() == psutil.STATUS_ZOMBIE
+    assert [line for line in run.lines if "interrupted" in line] == ["cicada: interrupted before the run began"]
+    assert "Traceback" not in run.said
+    assert "KeyboardInterrupt" not in run.said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_wrong_with_the_recordings_is_said_before_a_server_is_mocked(tmp_path: Path) -> None:
+    run = run_locust("-f", TALK, *QUICK, "--mock", "--samples-dir", str(tmp_path), cwd=tmp_path)
+    assert run.process.returncode == 2, run.said
+    assert "the bundled server answers" not in run.said
+
+
+# ---- Ctrl-C as all is over
+
+
+def test_a_run_that_is_being_closed_is_closed_in_spite_of_ctrl_c(tmp_path: Path) -> None:
+    """As a terminal sends it, to the tools that make tables and exports as well."""
+    asked = ["--mock", "--mode", "text", "--iterations", "1", "--samples-dir", str(said_folder(tmp_path))]
+    with locust("-f", TALK, *QUICK, *asked, cwd=tmp_path) as run:
+        child(run, "seal")
+        run.signal_group(signal.SIGINT)
+        run.wait_for("the run is being closed")
+        assert run.end() == 0, run.said
+    assert "Traceback" not in run.said
+    assert "KeyboardInterrupt" not in run.said
+    assert "read it with: python -m analysis.report" in run.said
+    assert run_json(tmp_path)["state"] == "finished"
+    assert len(list((tmp_path / "reports").iterdir())) == 1
+
+
+def test_ctrl_c_twice_leaves_a_run_that_is_being_closed(tmp_path: Path) -> None:
+    """With the command that mends it, and none of its tools left."""
+    with locust(*stand_in(tmp_path, 0.1), "--mode", "text", "--iterations", "2", cwd=tmp_path) as run:
+        tool = child(run, "seal")
+        run.signal_group(signal.SIGINT)
+        run.wait_for("the run is being closed")
+        run.signal_group(signal.SIGINT)
+        assert run.end() == 130, run.said
+    assert not tool.is_running() or tool.status() == psutil.STATUS_ZOMBIE
+    assert f"python -m workers seal runs/{run_dirs(tmp_path)[0].name}" in run.said
+    assert "Traceback" not in run.said
+
+
 @pytest.mark.parametrize(
     ("args", "names"),
     [
@@ -247,6 +311,8 @@ def test_the_mocked_server_dies_with_its_run(tmp_path: Path) -> None:
             ["-f", f"{TALK},{ROOT}/locustfiles/shapes/levels.py", "--mode", "text", "--host", "ws://127.0.0.1:9"],
             ["mode", "shape"],
         ),
+        (["-f", TALK, "--host", "ws://127.0.0.1:9?seed=1"], ["--host", "seed"]),
+        (["-f", TALK, "--host", "ws://127.0.0.1:9", "--output", f"{TALK}/run.json"], ["output", TALK, "no folder"]),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_a_line(args: list[str], names: list[str], tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """The scenario: what is impossible is refused in one line that names the key, and every key has its twin."""
 
 import argparse
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -391,6 +394,18 @@ def test_the_command_line_goes_before_the_file_of_full_duplex_users(
             assert getattr(scenario, kept) == filed[kept]
 
 
+@pytest.mark.parametrize("key", ["voice_prompt", "text_prompt", "name"])
+def test_an_empty_text_on_the_command_line_is_refused_as_in_a_file(key: str) -> None:
+    with pytest.raises(ScenarioError, match=key):
+        resolve(parsed(f"--{key.replace('_', '-')}", ""), ["personaplex"])
+
+
+def test_an_empty_field_of_the_web_ui_is_not_given() -> None:
+    options = parsed()
+    options.texts = options.dialect = options.format = options.rate = options.targets = ""
+    assert resolve(options) == build({})
+
+
 def test_every_key_has_a_help_that_names_its_default() -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
@@ -401,6 +416,17 @@ def test_every_key_has_a_help_that_names_its_default() -> None:
         assert field.description in text, key
     assert "(default: 1.0 3.0)" in text
     assert "CICADA_TOKEN" in text
+
+
+def test_a_reader_of_the_options_may_leave() -> None:
+    """`python -m workers options | head`."""
+    nobody, pipe = os.pipe()
+    os.close(nobody)
+    done = subprocess.run(
+        [sys.executable, "-m", "workers", "options"], stdout=pipe, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(pipe)
+    assert done.stderr == ""
 
 
 def test_what_was_resolved_can_be_sent_and_read_again() -> None:

@@ -12,6 +12,7 @@ import soundfile
 from workers import targets
 from workers.audio.clips import ClipError
 from workers.clients.http_connection import BadTarget
+from workers.nothing_came import say_if_nothing_came
 from workers.settings import build
 from workers.targets import call_host, check, fingerprint, protocols
 
@@ -178,3 +179,57 @@ def test_credentials_in_a_callers_host_are_refused(monkeypatch: pytest.MonkeyPat
         with pytest.raises(BadTarget) as caught:
             check(environment(host, Caller), build({"audio_dir": str(folder)}))
         assert "pa55" not in str(caught.value)
+
+
+class Talker:
+    protocol = "personaplex"
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [("seed=1", "seed"), ("text_prompt=", "text_prompt is empty"), ("voice_prompt=%20", "voice_prompt is empty")],
+)
+def test_an_address_on_which_the_model_fails_is_refused_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, query: str, says: str
+) -> None:
+    asked(monkeypatch, "--host", "x")
+    with pytest.raises(BadTarget, match=f"--host.*{says}|{says}"):
+        check(environment(f"ws://model:9?{query}", Talker), build({}))
+    second = build({"servers": ["ws://model:9", f"ws://model:10/api/chat?{query}"]})
+    with pytest.raises(BadTarget, match=says):
+        check(environment(None, Talker), second)
+
+
+@pytest.mark.parametrize("host", ["model?token=a", "ws://model?token=a", "ws://model:8998?token=a"])
+def test_a_query_is_no_part_of_the_place(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    asked(monkeypatch, "--host", host)
+    assert check(environment(host, Talker), build({})) == {"personaplex": "ws://model:8998?token=a"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "says", "not_said"),
+    [
+        ("connection_refused", "cannot be reached", "was reached"),
+        ("http_404", "--path", "cannot be reached"),
+        ("http_503", "full", "--path"),
+        ("not_websocket", "another kind", "cannot be reached"),
+        ("tls_failure", "certificate", "cannot be reached"),
+        ("ear_lost", "fault of ours", "server's log"),
+        ("internal_error", "fault of ours", "server's log"),
+    ],
+)
+def test_why_nothing_came_fits_how_it_failed(
+    caplog: pytest.LogCaptureFixture, kind: str, says: str, not_said: str
+) -> None:
+    failure = SimpleNamespace(error=f"{kind}: it went wrong", occurrences=3)
+    stats = SimpleNamespace(
+        entries={("turn", "personaplex"): SimpleNamespace(num_requests=3, num_failures=3)}, errors={"e": failure}
+    )
+    manifest = {"host": "ws://model:8998", "scenario": {"audio_dir": "audio_files"}}
+    run: Any = SimpleNamespace(trouble=None, workers={"w": {"turns": 3}}, manifest=manifest)
+    where: Any = SimpleNamespace(stats=stats, user_classes=[Talker])
+    say_if_nothing_came(where, run)
+    [line] = caplog.messages
+    assert says in line
+    assert not_said not in line
+    assert kind in line

@@ -1,6 +1,7 @@
 """python -m workers: what can be done with runs besides Locust itself."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def main() -> int:
 
                 return run_demo(options.run_time)
             case "options":
-                print(locust_options())
+                print(locust_options(), flush=True)
             case "seal":
                 from workers.samples.shards import seal as seal_run
 
@@ -69,6 +70,8 @@ def main() -> int:
                 from workers.clips_command import clips_command
 
                 return clips_command(options)
+    except BrokenPipeError:  # its reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
     except (OSError, ValueError) as error:
         print(f"python -m workers {options.verb}: {error}", file=sys.stderr)
         return 2

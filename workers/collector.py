@@ -4,6 +4,7 @@ Knows nothing of Locust's events (hooks.py) and nothing of what is in a row.
 """
 
 import logging
+import shlex
 import subprocess
 import sys
 import time
@@ -142,6 +143,13 @@ class Collector:
         facts = self.workers[worker]
         return bool(facts["drained"]) and self.size(worker) >= facts["final_bytes"]
 
+    def mended_by(self) -> str:
+        """The command that makes the tables, where the run was not closed."""
+        logs = {str(self.log_path(worker).absolute()) for worker in self.workers}
+        spools = [facts["spool"] for facts in self.workers.values() if facts["spool"] not in logs]
+        words = ["recover", *spools, str(self.run_dir)] if spools else ["seal", str(self.run_dir)]
+        return f"python -m workers {shlex.join(words)}"
+
     def finish(self) -> list[str]:
         """Fetch what lost workers left on this machine, close run.json, make the tables; what is missing, in words."""
         if self._scraper is not None:
@@ -164,9 +172,7 @@ class Collector:
         self._inlets.clear()
         self.manifest.update(state="finished", ended_wall_at=time.time(), exit_reason=self.trouble)
         manifest.write(self.run_dir, self.manifest)
-        sealed = subprocess.run(
-            [sys.executable, "-m", "workers", "seal", str(self.run_dir)], capture_output=True, text=True, check=False
-        )
+        sealed = _made("workers", "seal", str(self.run_dir))
         if sealed.returncode:
             missing.append(f"no tables were made: {sealed.stderr.strip() or sealed.returncode}; the log is whole")
             return missing
@@ -181,8 +187,7 @@ class Collector:
     def _answer(self) -> list[str]:
         """Say what the run's levels prove, or whether its targets hold; what went wrong, in words."""
         verb = "capacity" if self.manifest.get("levels") else "report"
-        command = [sys.executable, "-m", f"analysis.{verb}", str(self.run_dir)]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        made = _made(f"analysis.{verb}", str(self.run_dir))
         print(made.stdout, flush=True)
         self.exit_code = made.returncode
         return [made.stderr.strip().rpartition("\n")[2]] if made.stderr.strip() else []
@@ -198,11 +203,12 @@ class Collector:
 
     def _export(self, form: str, output: str) -> list[str]:
         """Write and show the run in another benchmark's form; what went wrong, in words."""
-        command = [sys.executable, "-m", "analysis.report", str(self.run_dir), "--export", form]
-        made = subprocess.run([*command, "--output", output], capture_output=True, text=True, check=False)
+        words = ["analysis.report", str(self.run_dir), "--export", form, "--output", output]
+        made = _made(*words)
         print(made.stdout, flush=True)
-        why = made.stderr.strip().rpartition("\n")[2]
-        return [f"nothing was written to {output}: {why}"] if made.returncode else []
+        why = made.stderr.strip().rpartition("\n")[2].rstrip(".")
+        again = f"python -m {shlex.join(words)}"
+        return [f"nothing was written to {output}: {why}; make it again with: {again}"] if made.returncode else []
 
     def _recover(self, worker: str, facts: WorkerFacts) -> str:
         spool = Path(facts["spool"])
@@ -218,3 +224,9 @@ class Collector:
             f"worker {worker} was lost with what it had not handed over; where its disk is at hand:"
             f" python -m workers recover {spool} {self.run_dir}"
         )
+
+
+def _made(*words: str) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m WORDS` in a session of its own: Ctrl-C is for this process, which closes the run."""
+    command = [sys.executable, "-m", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)

@@ -314,7 +314,10 @@ class DuplexCall(Call):
 
 def _dropped(gone: TurnFailed) -> TurnFailed:
     """The connection ended before the handshake."""
-    hint = ""
+    line = f"before the server's handshake: {gone}"
     if gone.kind == "ws_closed_1006":
-        hint = "; it may not know the voice_prompt, or not take the text_prompt"
-    return TurnFailed(gone.outcome, gone.kind, f"before the server's handshake: {gone}{hint}")
+        line = (
+            "the server closed the connection without a close message (1006) before its handshake: it may not know the"
+            " voice_prompt, or not take the text_prompt; check its log"
+        )
+    return TurnFailed(gone.outcome, gone.kind, line)

@@ -13,9 +13,10 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
+from gevent.event import Event
 from locust import events
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
@@ -39,6 +40,7 @@ from workers.station import HAND_OVER_S, Station, worker_name
 EXIT_INCOMPLETE = 3  # a worker or rows were lost, or recording had to stop
 
 _MASTER_SILENT_S = 5.0
+_LOOK_S = 0.2
 
 _log = logging.getLogger("cicada")
 
@@ -50,8 +52,22 @@ class _Failure(Exception):
         return str(self)
 
 
+class _Closing(NamedTuple):
+    """A run that this master (or single process) is closing, and who is at it."""
+
+    collector: Collector
+    greenlet: Any
+    done: Event
+
+    @property
+    def over(self) -> bool:
+        return self.done.is_set() or bool(self.greenlet.dead)
+
+
 _station: Station | None = None
 _master: Collector | None = None
+_closing: _Closing | None = None
+_quitting = False  # the process is on its way out
 
 
 def live_run() -> LiveRun | None:
@@ -119,6 +135,7 @@ def _on_parser(parser: LocustArgumentParser, **_: Any) -> None:
 @events.init.add_listener
 def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
     global _station  # noqa: PLW0603 - a process is in one run at a time
+    _tame_sigint(runner)
     if isinstance(runner, MasterRunner | LocalRunner):
         asked.check_options(environment)
     if isinstance(runner, MasterRunner):
@@ -140,7 +157,6 @@ def _on_init(environment: Environment, runner: Any, **_: Any) -> None:
         runner.register_message(master_dealing.GRANT, _on_grant)
         runner.register_message("cicada_parcel_ack", _on_parcel_ack)
         runner.register_message("cicada_drain", _on_drain, concurrent=True)
-    _tame_sigint(runner)
     # libev counts timers from when it last looked at the clock, before the imports: --run-time would be short by them.
     gevent.get_hub().loop.update_now()
 
@@ -324,7 +340,10 @@ def _on_drain(environment: Environment, msg: Any, **_: Any) -> None:
 
 @events.test_stopping.add_listener
 def _on_test_stopping(environment: Environment, **_: Any) -> None:
+    global _closing  # noqa: PLW0603 - as above
     runner: Any = environment.runner
+    if _master is not None and (_closing is None or _closing.collector is not _master):
+        _closing = _Closing(_master, gevent.getcurrent(), Event())
     if _master is not None and _master.dealt is not None:
         _master.dealt.close()
     if isinstance(runner, MasterRunner) and _master is not None:
@@ -426,11 +445,21 @@ def _on_test_stop(environment: Environment, **_: Any) -> None:
     _log.info("run %s: %d turns of %d workers, %s", collector.run, turns, len(collector.workers), lost)
     verb = "capacity" if collector.manifest.get("levels") else "report"
     _log.info("read it with: python -m analysis.%s %s", verb, collector.run_dir)
+    if _closing is not None:
+        _closing.done.set()
 
 
 @events.quitting.add_listener
 def _on_quitting(environment: Environment, **_: Any) -> None:
-    """A worker that is told to go (SIGTERM, Ctrl-C twice) ends its turns and hands over before it says goodbye."""
+    """A run that is being closed is closed first: the exit status is read after this.
+
+    A worker that is told to go (SIGTERM, Ctrl-C twice) ends its turns and hands over before it says goodbye.
+    """
+    global _quitting  # noqa: PLW0603 - as above
+    _quitting = True
+    closing = _closing
+    while closing is not None and not closing.over and closing.greenlet is not gevent.getcurrent():
+        closing.done.wait(_LOOK_S)
     station = _station
     if isinstance(environment.runner, WorkerRunner) and station is not None and not station.drain_asked:
         _drain_here(environment, _grace_s(environment))
@@ -443,19 +472,34 @@ def _tame_sigint(runner: Any) -> None:
     receives messages, or in a callback that reads sockets, would end it, and rows with it.
 
     Ctrl-C reaches every process of a terminal. Workers leave it to the master, which drains them first; a second
-    one, or one while the master is silent, is for the worker itself.
+    one, or one while the master is silent, is for the worker itself. A run that is being closed is closed all the
+    same, unless Ctrl-C comes twice.
     """
-    asked = 0
+    times = 0
 
     def on_sigint() -> None:
-        nonlocal asked
-        asked += 1
-        if isinstance(runner, WorkerRunner) and live_run() is not None and asked == 1:
+        nonlocal times
+        times += 1
+        if isinstance(runner, WorkerRunner) and live_run() is not None and times == 1:
             heard_at = runner.last_heartbeat_timestamp or 0.0
             if time.time() - heard_at <= _MASTER_SILENT_S:
                 gevent.spawn_later(_MASTER_SILENT_S, alone)
                 return
-        interrupt()
+        main = gevent.get_hub().parent
+        closing = _closing
+        if closing is not None and not closing.over:
+            if times == 1:
+                _log.info("the run is being closed; Ctrl-C again leaves it as it is")
+            else:
+                _log.error("run %s is left half closed; then: %s", closing.collector.run, closing.collector.mended_by())
+                gevent.kill(closing.greenlet, SystemExit(asked.EXIT_INTERRUPTED))
+                return
+            if closing.greenlet is main:
+                return
+        if not _quitting:
+            interrupt()
+        elif times > 1:
+            gevent.kill(main, SystemExit(asked.EXIT_INTERRUPTED))
 
     def alone() -> None:
         if _station is not None and _station.run is not None and not _station.drain_asked:

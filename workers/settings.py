@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from workers import manifest
 from workers import texts as texts_of
@@ -302,7 +303,9 @@ def resolve(options: argparse.Namespace, protocols: Sequence[Protocol] = _HTTP_O
     """The scenario of the given options and file, for users of these protocols. Raises ScenarioError with one line."""
     keys = read_file(Path(options.scenario)) if getattr(options, "scenario", None) else {}
     given = {
-        key: value for key in Scenario.model_fields if (value := getattr(options, key, None)) not in (None, "", [])
+        key: value
+        for key, field in Scenario.model_fields.items()
+        if (value := getattr(options, key, None)) not in (None, "", []) or (value == "" and _is_said(key, field))
     }
     if given.get("mode", "full") != "full":  # what a file says for modes of its own
         keys.pop("iterations" if given["mode"] == "throughput" else "duration", None)
@@ -331,6 +334,15 @@ def resolve(options: argparse.Namespace, protocols: Sequence[Protocol] = _HTTP_O
     if scenario.text_prompt_file is not None:
         scenario = scenario.model_copy(update={"text_prompt": _prompt_in(Path(scenario.text_prompt_file))})
     return _with_iterations(scenario, protocols, getattr(options, "num_users", None))
+
+
+def _is_said(key: str, field: FieldInfo) -> bool:
+    """Whether an empty text was asked for: the web UI's form has them for what was not filled in."""
+    return (
+        key not in _IN_WEB_UI
+        and field.annotation is str
+        and any(getattr(rule, "min_length", 0) for rule in field.metadata)
+    )
 
 
 def _with_iterations(scenario: Scenario, protocols: Sequence[Protocol], users: int | None) -> Scenario:

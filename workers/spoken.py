@@ -3,6 +3,7 @@
 Workers on other machines have their own copy, or are refused: they must have the master's (see targets.fingerprint_of).
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,9 @@ from workers.settings import Scenario
 
 _QUIET_S = 0.5  # after a query; between two it must be longer than what a query may hold
 _SYNTHETIC = "synthetic"
+
+_log = logging.getLogger("cicada")
+_said: set[str] = set()
 
 
 class Spoken(NamedTuple):
@@ -32,7 +36,9 @@ class Spoken(NamedTuple):
 
 def choose(scenario: Scenario) -> Spoken:
     """Download, find or synthesize them, as the scenario says. Raises RecordingError."""
-    found = recordings.of_scenario(scenario)
+    found = recordings.choose(
+        scenario.cache_dir, scenario.samples_dir, synthesized=scenario.synthetic, mock=scenario.mock, say=_say_once
+    )
     source = ", ".join(sorted({one.source for one in found}))
     plain = scenario.model_copy(update={"synthetic": False, "mock": False})
     if source != _SYNTHETIC:
@@ -40,6 +46,13 @@ def choose(scenario: Scenario) -> Spoken:
     folder = Path(scenario.cache_dir, "audio", _SYNTHETIC).absolute()
     _keep(found, folder)
     return Spoken(recordings.load(folder), source, plain.model_copy(update={"samples_dir": str(folder)}))
+
+
+def _say_once(line: str) -> None:
+    """A run's recordings are looked at before it begins, and again when it does."""
+    if line not in _said:
+        _said.add(line)
+        _log.info(line)
 
 
 def _keep(spoken: list[Recording], folder: Path) -> None:

@@ -72,7 +72,8 @@ def servers(environment: Any, scenario: Scenario) -> list[str]:
     for one in asked:
         try:
             host = _with_port(call_host(one, personaplex.PORT, was_asked=was_asked))
-            call_target(host, scenario.path or personaplex.PATH, scenario.insecure, None)
+            where = call_target(host, scenario.path or personaplex.PATH, scenario.insecure, None)
+            personaplex.query_of(where.url.query, scenario.voice_prompt, scenario.text_prompt)
         except BadTarget as error:
             line = str(error).replace("--host", named, 1)
             raise BadTarget(line.replace("voice agents", "full-duplex models", 1)) from None
@@ -83,8 +84,14 @@ def servers(environment: Any, scenario: Scenario) -> list[str]:
 def _with_port(host: str) -> str:
     """Servers of full-duplex models listen at a port of their own, whatever the scheme."""
     scheme, _, rest = host.partition("://")
-    place, slash, path = rest.partition("/")
-    return host if ":" in place.rpartition("]")[2] else f"{scheme}://{place}:{personaplex.PORT}{slash}{path}"
+    place, path = _split(rest)
+    return host if ":" in place.rpartition("]")[2] else f"{scheme}://{place}:{personaplex.PORT}{path}"
+
+
+def _split(rest: str) -> tuple[str, str]:
+    """Where, and the path or query there."""
+    end = min((at for mark in "/?#" if (at := rest.find(mark)) >= 0), default=len(rest))
+    return rest[:end], rest[end:]
 
 
 def call_host(host: str | None, port: int, *, was_asked: bool) -> str:
@@ -95,9 +102,9 @@ def call_host(host: str | None, port: int, *, was_asked: bool) -> str:
         host = None
     if host and "://" in host:
         return host
-    place, slash, path = (host or _ANYWHERE).partition("/")
+    place, path = _split(host or _ANYWHERE)
     named = ":" in place.rpartition("]")[2]  # an IPv6 address has colons of its own
-    return f"ws://{place}{'' if named else f':{port}'}{slash}{path}"
+    return f"ws://{place}{'' if named else f':{port}'}{path}"
 
 
 def host_was_asked() -> bool:

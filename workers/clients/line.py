@@ -9,7 +9,7 @@ import ssl
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
 
 import websocket
 from gevent.event import Event
@@ -31,6 +31,8 @@ MOST_UNSENT_BYTES = 256 * 1024  # 8 s of 16 kHz audio that the peer does not rea
 _LONGEST_HEAD = 16 * 1024  # of an answer to the handshake: websocket-client reads it byte by byte
 _LONGEST_ANSWER = 1 << 20
 _NORMAL = 1000
+_SHORTEST_SECRET = 3  # letters of a query's value: less is in every other word
+_WEB_PAGE = re.compile(rb"\s*<(?:!doctype|html|head|body|\?xml)\b", re.IGNORECASE)
 
 
 class CallTarget(NamedTuple):
@@ -262,7 +264,7 @@ _CLOSE_HINTS = {
 def _shake_hands(pipe: "_Handshake", address: str, token: str | None) -> None:
     header = [f"Authorization: Bearer {token}"] if token else []
     kinds = ("user-agent: cicada",)
-    shown = without_credentials(address).partition("?")[0]  # a query may hold a secret, or a prompt
+    shown = _shown(address)
     line = websocket.WebSocket(skip_utf8_validation=True)
     CookieJar.jar.clear()  # it is the whole process's: a caller's cookie would bind all others to its server
     try:
@@ -273,34 +275,52 @@ def _shake_hands(pipe: "_Handshake", address: str, token: str | None) -> None:
         if status != 101:
             raise TurnFailed("refused", f"http_{status}", f"HTTP {status} instead of a WebSocket at {shown}")
     except websocket.WebSocketBadStatusException as error:
-        raise _refused(error.status_code, error.resp_body, shown) from None
+        raise _refused(error.status_code, error.resp_body, address) from None
     except (websocket.WebSocketTimeoutException, TimeoutError):
         if (refusal := pipe.refusal()) is not None:
-            raise _refused(*refusal, shown) from None
+            raise _refused(*refusal, address) from None
         line_ = f"no WebSocket handshake with {shown} in time (connect_timeout_s)"
         raise TurnFailed("timed_out", "connect_timeout", line_) from None
     except (websocket.WebSocketConnectionClosedException, ConnectionError) as error:
         if (refusal := pipe.refusal()) is not None:
-            raise _refused(*refusal, shown) from None
+            raise _refused(*refusal, address) from None
         line_ = f"the server closed the connection in the WebSocket handshake: {error}"
         raise TurnFailed("disconnected", "closed_before_answer", line_) from None
     except (websocket.WebSocketException, ValueError, OSError) as error:
         told = line.handshake_response
         if told is not None and 300 <= told.status < 400:
             moved = one_line(told.headers.get("location"))
-            line_ = f"HTTP {told.status} instead of a WebSocket at {shown}: it has moved to {moved}"
+            line_ = f"HTTP {told.status} instead of a WebSocket at {shown}: it has moved to {_unsaid(moved, address)}"
             raise TurnFailed("refused", f"http_{told.status}", line_) from None
-        line_ = f"what answers at {shown} speaks no WebSocket: {' '.join(str(error).split())[:200]}"
+        line_ = f"what answers at {shown} speaks no WebSocket: {_unsaid(' '.join(str(error).split()), address)[:200]}"
         raise TurnFailed("protocol_error", "not_websocket", line_) from None
 
 
 def _refused(status: int | None, body: bytes | None, address: str) -> TurnFailed:
+    shown = _shown(address)
     if status is None:  # an empty line is all that came
-        return TurnFailed("protocol_error", "not_websocket", f"what answers at {address} speaks no HTTP")
-    words = " ".join((body or b"").decode("utf-8", "replace").split())[:200]
+        return TurnFailed("protocol_error", "not_websocket", f"what answers at {shown} speaks no HTTP")
+    words = " ".join((body or b"").decode("utf-8", "replace").split())
+    words = "a web page" if _WEB_PAGE.match(body or b"") else _unsaid(words, address)[:200]
     hint = _STATUS_HINTS.get(status, "")
-    line_ = f"HTTP {status} instead of a WebSocket at {address}{hint}: {words or 'no text'}"
+    line_ = f"HTTP {status} instead of a WebSocket at {shown}{hint}: {words or 'no text'}"
     return TurnFailed("refused", f"http_{status}", line_)
+
+
+def _shown(address: str) -> str:
+    """The address as it may be told: a query may hold a secret, or a prompt."""
+    return without_credentials(address).partition("?")[0]
+
+
+def _unsaid(words: str, address: str) -> str:
+    """What a server says, without what the address's query holds: some repeat all that they were asked."""
+    query = urlsplit(address).query
+    sent = {query, *(part.partition("=")[2] for part in query.split("&"))}
+    sent |= {" ".join(value.split()) for _, value in parse_qsl(query)}
+    for value in sorted(sent, key=len, reverse=True):
+        if len(value) >= _SHORTEST_SECRET:
+            words = words.replace(value, "[redacted]")
+    return words
 
 
 _STATUS_HINTS = {
