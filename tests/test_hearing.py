@@ -1093,3 +1093,15 @@ def test_the_end_of_a_voice_is_looked_at_with_as_much_before_as_the_ear_wants() 
             listener.offset_at()
             _, (_, rate, coarse) = listener.asked[-1]
             assert coarse == turns.SNIPPET_S * rate, (gulp, shift_s)
+
+
+def test_where_samples_may_come_late_the_ear_is_asked_late() -> None:
+    """Of half a voice it would say that it is none: decoded audio may come seconds after the instant it played."""
+    asked_at: list[float] = []
+    loud = (np.ones(1_920, np.int16) * 9_000).tobytes()
+    for unheard_s in (0.5, 10.0):
+        hearing = Hearing(328, lambda *_: None, lambda at, _: asked_at.append(at), lambda: None, unheard_s=unheard_s)
+        hearing.hear(loud, 24_000, array("d", (100.0, 100.0)), loud_windows(loud, len(loud), 24_000, 328))
+    soon, late = asked_at
+    assert late - soon == pytest.approx(9.5)
+    assert late > 100.08 + 10.0

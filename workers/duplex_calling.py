@@ -7,13 +7,15 @@ there with those of other sessions, samples come back and are heard with the ins
 import itertools
 import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import psutil
 
 from workers import recordings
 from workers.audio import opus
+from workers.audio.ear import SILENCE_S
+from workers.audio.hearing import Hearing
 from workers.calling import Alike, Batch, Calling, Listener
 from workers.clients.codecs import Codec
 from workers.clients.inbox import Arrival, Inbox
@@ -84,6 +86,11 @@ class DuplexCalling(Calling):
 
     def codec(self, stream_id: str) -> Codec:
         return Personaplex(self._duplex_dialect, self._pages)
+
+    def new_hearing(self, on_change: Callable[[], None]) -> Hearing:
+        """Samples come from the ear, which may be behind: half a voice is not asked about because the rest is late."""
+        later = self.board.ticker.call_at
+        return Hearing(self.threshold, self.ear.ask, later, on_change, unheard_s=SILENCE_S)
 
     def next_host(self) -> CallTarget:
         """Sessions are shared out over the servers in turn."""

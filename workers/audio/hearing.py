@@ -28,7 +28,7 @@ _STANDS_S = 0.3  # so long silence has waited its turn: what it waited for is dr
 _SILENT_S = 1.0  # where it is no pause within an answer,
 _OLD_RUN_S = 2.0  # and no silence that an answer begins with
 _ENDED_QUIET_S = 0.1  # quiet before a hole: the utterance had ended
-_UNHEARD_S = 0.5  # what came may be handed over so much later
+_UNHEARD_S = 0.5
 _TAIL_S = 0.25  # quiet after which what surrounds the end of the voice is put aside for the ear
 
 Ask = Callable[[str, list[Any], Callable[[Any], None]], None]
@@ -43,9 +43,13 @@ class Hearing:
         ask: Ask,
         later: Callable[[float, Callable[[], None]], object],
         on_change: Callable[[], None],
+        *,
+        unheard_s: float = _UNHEARD_S,
     ) -> None:
         """threshold: int16 amplitude of the gate. ask(verb, arguments, then): the ear. later(instant, action): a timer.
-        on_change: something a waiting caller may want to know."""
+        on_change: something a waiting caller may want to know. unheard_s: what came may be handed over so much later.
+        """
+        self._unheard_s = unheard_s
         self._threshold, self._ask, self._later, self._on_change = threshold, ask, later, on_change
         self.keep: list[Piece] | None = None  # every piece heard since the turn began, where they are kept
         self.rate = 0
@@ -347,7 +351,7 @@ class Hearing:
         if question.wanted <= 0:
             self._ask_for_onset()
         else:
-            self._later(self.playhead + CONTEXT_S + _UNHEARD_S, lambda: self._ask_if_still(question))
+            self._later(self.playhead + CONTEXT_S + self._unheard_s, lambda: self._ask_if_still(question))
 
     def _more_for_the_ear(self, question: Question, block: Block) -> None:
         question.more(block.pieces())
