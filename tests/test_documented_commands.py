@@ -358,7 +358,9 @@ def test_full_duplex_models(tmp_path: Path) -> None:
     soundfile.write(_folder(tmp_path / "said") / "question.wav", voice(0.8, 24_000), 24_000, subtype="PCM_16")
     quick = (ROOT / "configs" / "quick_test.yaml").read_text("utf-8")
     (tmp_path / "quick_test.yaml").write_text(
-        quick.replace("mode: full", "mode: text").replace("iterations: 2", "iterations: 1")
+        quick.replace("mode: full", "mode: text")
+        .replace("iterations: 2", "iterations: 1")
+        .replace("duration: 10\n", "")
     )
     log = tmp_path / "personaplex_server.log"
     tones = ("--engine", "tone", "--tone-seconds", "1.2", "--sessions", "20", "--duplex-prompt-s", "0.1")
