@@ -41,6 +41,7 @@ class Role:
     answers: Callable[[int], bool] = lambda number: True
     step_s: float = 0.0
     never_shakes_hands: bool = False
+    knows_no_such_voice: bool = False  # the TCP connection ends after the 101
     deaf_after: int | None = None  # messages: then it closes, though it has sent no audio
     closes_after: int | None = None  # chunks
     close_code: int | None = 1000  # None: the TCP connection ends
@@ -116,6 +117,7 @@ class DuplexPeer:
         if (
             not all(session.query.get(key, [""])[0] for key in ("voice_prompt", "text_prompt"))
             or "seed" in session.query
+            or role.knows_no_such_voice
         ):
             socket.transport.abort()
             return

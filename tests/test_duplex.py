@@ -37,6 +37,7 @@ ROLES = {
     "bad text": Role(extras={22: (b"\x02\xff\xfe",)}),
     "unknown kinds": Role(extras={5: (b"\x03\x00", b"\x06"), 9: (b"\x09abc",)}),
     "never shakes hands": Role(never_shakes_hands=True),
+    "knows no such voice": Role(knows_no_such_voice=True),
     "pauses": Role(pauses={32: 1.0}, gap_s=0.5),
     "falls silent": Role(pauses={38: 30.0}),
     "speaks early": Role(at=((1.5, 1.8),), answers=lambda number: False),
@@ -181,6 +182,7 @@ def test_first_audio_is_no_header(roles: Done) -> None:
         ("mute", "timed_out", "no_answer_in_time"),
         ("missed the head", "disconnected", "closed_without_audio"),
         ("drops", "disconnected", "ws_closed_1006"),
+        ("knows no such voice", "disconnected", "ws_closed_1006"),
         ("closes mid-session", "disconnected", "ws_closed_1000"),
         ("spoils a page", "protocol_error", "bad_opus"),
         ("bad text", "protocol_error", "bad_text"),
@@ -194,9 +196,16 @@ def test_each_failure_is_a_row_of_its_own_kind(roles: Done, name: str, outcome: 
     assert turn["error"]
 
 
+def test_a_server_that_drops_us_before_its_handshake_is_told_with_the_likely_cause(roles: Done) -> None:
+    turn, session, _ = roles.of("knows no such voice")
+    assert "voice_prompt" in turn["error"]
+    assert pd.isna(session["setup_s"])
+    assert session["ended_by"] == "ws_closed_1006"
+
+
 def test_failures_are_those_and_no_others(roles: Done) -> None:
     failed = {"mute", "missed the head", "drops", "closes mid-session", "spoils a page", "bad text"}
-    failed |= {"says that it failed", "never shakes hands", "falls silent"}
+    failed |= {"says that it failed", "never shakes hands", "falls silent", "knows no such voice"}
     assert {name for name in NAMES if pd.notna(roles.of(name)[0]["error_kind"])} == failed
     assert "listener" not in roles.said
 
