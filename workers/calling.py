@@ -16,7 +16,7 @@ from workers.audio.gate import loud_windows
 from workers.audio.hearing import Hearing
 from workers.audio.track import amplitude
 from workers.clients.codecs import CODECS, Codec
-from workers.clients.inbox import Arrival, Inbox
+from workers.clients.inbox import Arrival
 from workers.clients.line import CallTarget, Line, call_target
 from workers.clients.microphone import Booth
 from workers.clients.switchboard import Switchboard
@@ -127,26 +127,31 @@ class Calling:
             if cut is not None:
                 self._batch.add(call, cut.pcm, cut.rate, came.instants)
             else:
-                self._parse(call, came)
+                self._parse(call)
         finally:
             came.empty()  # once heard, right or wrong
 
-    def _parse(self, call: Listener, came: Inbox) -> None:
-        batch, line, decode = self._batch, call.line, call.codec.decode
-        alike = Alike()
-        for data, arrival in came.reads():
-            for opcode, payload in line.parse(data):
-                if opcode >= CLOSE:
-                    line.control(opcode, payload)
-                    continue
-                for event in decode(opcode, payload):
-                    if type(event) is not Audio:
-                        alike.hand_over(batch, call)
-                        batch.flush()  # in the order in which they came
-                        call.note(event, arrival)
-                    else:
-                        alike.add(batch, call, event.pcm, event.rate, arrival)
+    def _parse(self, call: Listener) -> None:
+        batch, alike = self._batch, Alike()
+        for event, arrival in events_of(call.line, call.codec):
+            if type(event) is not Audio:
+                alike.hand_over(batch, call)
+                batch.flush()  # in the order in which they came
+                call.note(event, arrival)
+            else:
+                alike.add(batch, call, event.pcm, event.rate, arrival)
         alike.hand_over(batch, call)
+
+
+def events_of(line: Line, codec: Codec) -> Iterator[tuple[Event, Arrival]]:
+    """What has come on a line, message by message; control messages are answered on the way."""
+    for data, arrival in line.came.reads():
+        for opcode, payload in line.parse(data):
+            if opcode >= CLOSE:
+                line.control(opcode, payload)
+                continue
+            for event in codec.decode(opcode, payload):
+                yield event, arrival
 
 
 class Alike:

@@ -14,9 +14,9 @@ from workers.audio.ear import EarLost
 from workers.audio.inflow import Inflow
 from workers.audio.stretches import Stretch
 from workers.call import Call
+from workers.calling import events_of
 from workers.clients.inbox import Arrival
 from workers.clients.line import Line
-from workers.clients.websocket import CLOSE
 from workers.duplex_calling import DuplexCalling, Script
 from workers.events import Event, Handshake, Text, Unknown
 from workers.failures import TurnFailed
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from workers.duplex import DuplexUser
     from workers.run import LiveRun
 
-_EAR_BUSY_S = 10.0  # longest wait for what is to be decoded; the ear itself gives up then
+_EAR_BUSY_S = 10.0  # an ear that is further behind is of no use, and the server is not to blame
 _COLUMNS = names("sessions")
 
 
@@ -57,7 +57,7 @@ class DuplexCall(Call):
         super().__init__(user, run, run.duplex, session, stream_id)
         self._iteration = iteration
         self._script, query = begin_with
-        self._next_query = self._script.repertoire.queries.index(query) + len(self._script.repertoire.queries)
+        self._next_query = self._script.queries.index(query)
         self._target = self._calling.next_host()
         self.host = self._target.url.netloc
         self.inflow = Inflow()
@@ -88,7 +88,7 @@ class DuplexCall(Call):
 
     def _await_handshake(self, until: float, part_ends_at: float) -> list[tuple[Event, Arrival]]:
         """Wait behind the server's lock and its prompts; what came beside the handshake."""
-        line, decode = self.line, self.codec.decode
+        line = self.line
         early: list[tuple[Event, Arrival]] = []
         while not self.ready_at:
             if not line.await_more(min(until, part_ends_at)):
@@ -101,16 +101,11 @@ class DuplexCall(Call):
                     f"accepted, but no handshake within setup_timeout_s ({seconds:g} s): such a server serves one"
                     " session at a time, and another may have it; name more --servers, or wait longer",
                 )
-            for data, arrival in line.came.reads():
-                for opcode, payload in line.parse(data):
-                    if opcode >= CLOSE:
-                        line.control(opcode, payload)
-                        continue
-                    for event in decode(opcode, payload):
-                        if isinstance(event, Handshake):
-                            self.ready_at = self.ready_at or arrival.at
-                        else:
-                            early.append((event, arrival))
+            for event, arrival in events_of(line, self.codec):
+                if isinstance(event, Handshake):
+                    self.ready_at = self.ready_at or arrival.at
+                else:
+                    early.append((event, arrival))
             line.came.empty()
             if line.gone is not None and not self.ready_at:
                 raise _dropped(line.gone)
@@ -177,11 +172,10 @@ class DuplexCall(Call):
     # ---- a turn
 
     def _query(self, name: str | None) -> Query:
-        queries = self._script.repertoire.queries
         if name is not None:
             return super()._query(name)
         self._next_query += 1
-        return queries[(self._next_query - 1) % len(queries)]
+        return self._script.queries[(self._next_query - 1) % len(self._script.queries)]
 
     def _new_turn(self, name: str, intended_at: float) -> CallTurn:
         turn = super()._new_turn(name, intended_at)
@@ -239,13 +233,15 @@ class DuplexCall(Call):
             raise TurnFailed("timed_out", "no_text_in_time", line)
 
     def _hear_until_now(self) -> float:
-        """The same, with what the ear has still to decode. Raises TurnFailed where nothing has come for long."""
+        """The same, with what the ear has still to decode; where nothing has come for long the line is gone."""
         now = super()._hear_until_now()
         asked = self.asked_of_ear  # what comes while we wait is for the next look
         while self.answered_by_ear < asked and time.monotonic() < now + _EAR_BUSY_S:
             self._ear_answered.clear()
             self._ear_answered.wait(_EAR_BUSY_S)
-        if self._has_stopped(now) and self.line.gone is None:
+        if self.answered_by_ear < asked:
+            self.failed(EarLost(f"it is more than {_EAR_BUSY_S:g} s behind"))
+        elif self._has_stopped(now) and self.line.gone is None:
             line = f"no audio, not even silence, for answer_timeout_s ({self._scenario.answer_timeout_s:g} s)"
             self.line.gone = TurnFailed("timed_out", "stopped_sending", line)  # and with it the session
         return now

@@ -16,13 +16,12 @@ from workers import recordings
 from workers.audio import opus
 from workers.audio.ear import SILENCE_S
 from workers.audio.hearing import Hearing
-from workers.calling import Alike, Batch, Calling, Listener
+from workers.calling import Alike, Batch, Calling, Listener, events_of
 from workers.clients.codecs import Codec
-from workers.clients.inbox import Arrival, Inbox
+from workers.clients.inbox import Arrival
 from workers.clients.line import CallTarget, call_target
 from workers.clients.personaplex import PATH, Personaplex, query_of
 from workers.clients.switchboard import Switchboard
-from workers.clients.websocket import CLOSE
 from workers.events import Compressed, Event, Fault
 from workers.recordings import Recording
 from workers.repertoire import Query, Repertoire
@@ -32,9 +31,12 @@ from workers.settings import Scenario
 class Script(NamedTuple):
     """A recording as it is spoken: its queries on the wire, and what the model is told to be."""
 
-    name: str
     prompt: str
-    repertoire: Repertoire
+    queries: list[Query]
+
+
+def _prompt(one: Recording, scenario: Scenario) -> str:
+    return scenario.text_prompt if scenario.text_prompt_file or one.prompt is None else one.prompt
 
 
 class Session(Listener, Protocol):
@@ -44,6 +46,10 @@ class Session(Listener, Protocol):
     asked_of_ear: int  # messages that went there
     answered_by_ear: int  # and that are back
     stream: int
+
+    @property
+    def up(self) -> bool:
+        """Whether anybody still listens."""
 
     def came(self, at: float, samples: int) -> None:
         """A message with so many samples of audio came."""
@@ -55,8 +61,6 @@ class Session(Listener, Protocol):
 class DuplexCalling(Calling):
     """A worker's sessions with full-duplex models, for one run."""
 
-    repertoire: Repertoire
-
     def __init__(
         self, scenario: Scenario, servers: list[str], token: str | None, board: Switchboard, worker: str
     ) -> None:
@@ -65,10 +69,12 @@ class DuplexCalling(Calling):
         self._pages = opus.standard_pages()
         self._voice = scenario.voice_prompt
         self.hosts = [call_target(host, scenario.path or PATH, scenario.insecure, token) for host in servers]
-        self.scripts = [self._script(one, scenario) for one in recordings.of_scenario(scenario)]
-        self.queries: list[tuple[Script, Query]] = [
-            (script, query) for script in self.scripts for query in script.repertoire.queries
-        ]
+        recorded = recordings.of_scenario(scenario)
+        clips = [clip for one in recorded for clip in one.queries]
+        self.repertoire = Repertoire.of_opus(clips, self.codec(""), self._pages)
+        spoken = iter(self.repertoire.queries)
+        scripts = [Script(_prompt(one, scenario), [next(spoken) for _ in one.queries]) for one in recorded]
+        self.queries = [(script, query) for script in scripts for query in script.queries]
         self._next_host = itertools.count()
         self._streams = itertools.count()
         self._for_ear: dict[int, tuple[Session, list[bytes], array[float]]] = {}
@@ -77,12 +83,6 @@ class DuplexCalling(Calling):
         self._furnish(scenario, board, worker, opus.CHUNK_S)
         # Such a model's silence is what its codec makes of it: a floor of noise with peaks, and no voice.
         self._batch = Batch(self.threshold, self.threshold / 2)
-        self.target = self.hosts[0]
-        self.repertoire = self.scripts[0].repertoire
-
-    def _script(self, one: Recording, scenario: Scenario) -> Script:
-        prompt = scenario.text_prompt if scenario.text_prompt_file or one.prompt is None else one.prompt
-        return Script(one.name, prompt, Repertoire.of_opus(one.queries, self.codec(""), self._pages))
 
     def codec(self, stream_id: str) -> Codec:
         return Personaplex(self._duplex_dialect, self._pages)
@@ -125,19 +125,15 @@ class DuplexCalling(Calling):
         super()._hear(calls)
         self._ask_ear()
 
-    def _parse(self, call: Listener, came: Inbox) -> None:
-        line, decode = call.line, call.codec.decode
-        for data, arrival in came.reads():
-            for opcode, payload in line.parse(data):
-                if opcode >= CLOSE:
-                    line.control(opcode, payload)
-                    continue
-                for event in decode(opcode, payload):
-                    self._note(call, event, arrival)  # type: ignore[arg-type]
+    def _parse(self, call: Listener) -> None:
+        for event, arrival in events_of(call.line, call.codec):
+            self._note(call, event, arrival)  # type: ignore[arg-type]
 
     def _note(self, call: Session, event: Event, arrival: Arrival) -> None:
         if type(event) is not Compressed:
             call.note(event, arrival)
+        elif not call.up:
+            return  # its decoder is gone, and must not come back
         elif call.decoded:
             _, messages, instants = self._for_ear.setdefault(call.stream, (call, [], array("d")))
             messages.append(event.data)
