@@ -193,6 +193,28 @@ def test_what_comes_right_behind_the_handshake(last_half: bool) -> None:
         assert found == [(BINARY, bytes([k]) * 700) for k in (1, 2, 3)]
 
 
+def test_waiting_for_a_server_that_is_gone_as_soon_as_it_has_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    shake_hands = module._shake_hands
+
+    def until_shut(early: "module._Handshake", address: str, token: str | None) -> None:
+        shake_hands(early, address, token)
+        with gevent.Timeout(WITHIN_S):
+            while not early.over:
+                gevent.sleep(0.001)
+
+    monkeypatch.setattr(module, "_shake_hands", until_shut)
+    peer = Peer(upgraded())
+    try:
+        line = Line.connect(where(peer), "stream-1", WITHIN_S, switchboard(), waits=True)
+        assert line.await_more(0.0)
+        line.hear_in_bulk()
+        assert line.gone is not None
+        assert line.gone.kind == "ws_closed_1006"
+        line.close()
+    finally:
+        peer.close()
+
+
 def test_what_comes_behind_the_handshake_has_an_arrival() -> None:
     def act(sock: socket.socket) -> None:
         sock.sendall(accepting(asked(sock)) + from_server(BINARY, b"hello"))

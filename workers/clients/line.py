@@ -126,15 +126,15 @@ class Line:
             link.close()
             raise
         line = cls(link, address)
+        if waits:
+            line._changed = Event()
         for data, arrival in early.rest():
             line.receive(data, arrival)
-        if early.error is not None or link.shut:
+        if early.error is not None or link.shut:  # the server was gone as soon as it had accepted
             line.closed(early.error)
         else:
             link.expect(line)
-            if waits:
-                line._changed = Event()
-            else:
+            if not waits:
                 line.hear_in_bulk()
         return line
 
