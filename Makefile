@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 
 .PHONY: install demo check test bench clean
 
-# One stamp a set of extras: a new user of `make demo` need not wait for the linters.
+# One stamp a set of extras: a new user of `make demo` need not wait for the linters, nor for PyTorch.
 $(VENV)/.user: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"cicada needs Python 3.11, 3.12 or 3.13; {sys.executable} is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12 demo")'
 	@echo "Making $(VENV) and installing pinned dependencies (about a minute, once) ..."
@@ -20,12 +20,18 @@ $(VENV)/.dev: $(VENV)/.user
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[load,server,espeak,analysis,dev]'
 	@touch $@
 
+$(VENV)/.chatterbox: $(VENV)/.dev requirements-chatterbox.txt
+	@echo "Installing PyTorch and what the Chatterbox engine needs (a gigabyte or more, once) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[chatterbox,onnx]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-chatterbox.txt
+	@touch $@
+
 install: $(VENV)/.user
 
 demo: $(VENV)/.user
 	@$(BIN)/python -m workers demo
 
-check: $(VENV)/.dev
+check: $(VENV)/.chatterbox
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

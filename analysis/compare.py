@@ -60,7 +60,7 @@ def _write(found: Comparison, options: argparse.Namespace) -> list[Path]:
     if options.json:
         write_json(options.json, page_comparison.as_data(found))
     if options.junit:
-        write_junit(options.junit, "cicada.compare", page_comparison.cases(found))
+        write_junit(options.junit, "cicada.compare", page_comparison.cases(found), found.remark)
     if options.markdown:
         lines = [page_comparison.sentence(found), *found.bars, *found.notes]
         write_markdown(options.markdown, page_comparison.title(found), page_comparison.rows(found), lines)

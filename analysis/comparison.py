@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis import duplex_rows
-from analysis.checks import Reason, reasons
+from analysis.checks import Reason, reasons, target
 from analysis.counting import Counted, agent_calls, count, full_duplex, requests
 from analysis.runs import Run, open_run
 from analysis.stats import (
@@ -115,7 +115,8 @@ class Judged:
 class Comparison:
     """Two runs, compared. bars: why they cannot be; notes: what to know when one reads the figures.
 
-    only_different: nothing but that they were asked for different things bars them.
+    only_different: nothing but that they were asked for different things bars them. remark: what every output of such
+    runs says (checks.target.remark), of either of them.
     """
 
     before: str
@@ -127,6 +128,7 @@ class Comparison:
     notes: tuple[str, ...]
     figures: tuple[Judged, ...]
     only_different: bool = False
+    remark: str = ""
 
     def of(self, *verdicts: Verdict) -> list[Judged]:
         """The figures with one of these verdicts."""
@@ -169,7 +171,16 @@ def compare(
         margins = {"margin": margin, "share_margin": share_margin, "confidence": confidence}
         figures = judge(old.samples, new.samples, told, **margins)
     return Comparison(
-        old.name, new.name, margin, share_margin, confidence, tuple(bars), tuple(notes), figures, only_different
+        before=old.name,
+        after=new.name,
+        margin=margin,
+        share_margin=share_margin,
+        confidence=confidence,
+        bars=tuple(bars),
+        notes=tuple(notes),
+        figures=figures,
+        only_different=only_different,
+        remark=old.remark or new.remark,
     )
 
 
@@ -199,6 +210,7 @@ class _Side:
     samples: Samples
     invalid: list[Reason]
     notes: list[str]
+    remark: str
 
 
 def _read(path: Path) -> _Side:
@@ -233,6 +245,7 @@ def _read(path: Path) -> _Side:
         samples=samples,
         invalid=invalid,
         notes=notes,
+        remark=target.remark(run),
     )
 
 

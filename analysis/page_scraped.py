@@ -15,11 +15,12 @@ Figures = dict[str, Any]
 
 
 def part(series: Sequence[Figures]) -> RenderableType:
-    """Mean and most of each series over the measured window."""
-    table = _table(("mean", "most"))
+    """Least, mean and most of each series over the measured window."""
+    columns = ("least", "mean", "most")
+    table = _table(columns)
     for one in series:
         told = one["spans"]["measured"]
-        table.add_row(*_name(one), _shown(one, told["mean"]), _shown(one, told["most"]))
+        table.add_row(*_name(one), *(_shown(one, told[column]) for column in columns))
     return Group(Text("The target's own metrics, over the measured window", style="bold"), table)
 
 

@@ -71,7 +71,7 @@ def _write_verdicts(figures: dict[str, Any], junit: Path | None, markdown: Path 
     if (junit or markdown) and figures["targets"] is None:
         raise TargetError("--junit and --markdown tell of targets: name them with --targets FILE")
     if junit:
-        write_junit(junit, f"cicada {figures['run']}", page_targets.cases(figures["targets"]))
+        write_junit(junit, f"cicada {figures['run']}", page_targets.cases(figures["targets"]), figures["remark"])
     if markdown:
         lines = [page_targets.summary(figures["targets"]), page_targets.remaining(figures["bottleneck"])]
         lines += [f"{reason['severity'].upper()} {reason['code']}: {reason['line']}" for reason in figures["reasons"]]
@@ -114,10 +114,12 @@ def write(figures: dict[str, Any], directory: Path) -> list[Path]:
     written = [as_json]
     if found := figures["conversation"]:
         path = directory / "conversations.csv"
-        written.append(_write_csv(path, "query", {**found["queries"], "all": found}, CONVERSATION_METRICS))
+        rows = {**found["queries"], "all": found}
+        written.append(_write_csv(path, "query", rows, CONVERSATION_METRICS, figures["remark"]))
     if found := figures["duplex"]:
         path = directory / "full_duplex.csv"
-        written.append(_write_csv(path, "mode", {**found["modes"], "all": found}, DUPLEX_METRICS))
+        rows = {**found["modes"], "all": found}
+        written.append(_write_csv(path, "mode", rows, DUPLEX_METRICS, figures["remark"]))
     if len(written) > 1 and not figures["overall"]["started"]:
         return written
     with as_csv.open("w", newline="", encoding="utf-8") as file:
@@ -125,23 +127,24 @@ def write(figures: dict[str, Any], directory: Path) -> list[Path]:
         writer.writeheader()
         for name, row in [*figures["texts"].items(), ("all", figures["overall"])]:
             rates = figures["throughput"] if name == "all" else {}
-            writer.writerow({"text": name, **_csv_row(row), **{key: rates.get(key) for key in CSV_RATES}})
+            told = {key: rates.get(key) for key in CSV_RATES}
+            writer.writerow({"text": name, **_csv_row(row), **told, CSV_REMARK: figures["remark"]})
     return [*written, as_csv]
 
 
-def _write_csv(path: Path, of: str, rows: Mapping[str, dict[str, Any]], metrics: Sequence[str]) -> Path:
+def _write_csv(path: Path, of: str, rows: Mapping[str, dict[str, Any]], metrics: Sequence[str], remark: str) -> Path:
     """A line each, and one for all. A quantile that too few answers stand behind is an empty cell."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         quantiles = [f"{metric.removesuffix('_ms')}_{q}_ms" for metric in metrics for q in CSV_QUANTILES]
-        writer.writerow([of, "started", "answered", "failed", *quantiles])
+        writer.writerow([of, "started", "answered", "failed", *quantiles, CSV_REMARK])
         for name, row in rows.items():
             cells = [
                 row[metric]["quantiles"][q]["value"] if metric in row else None
                 for metric in metrics
                 for q in CSV_QUANTILES
             ]
-            writer.writerow([name, row["started"], row["answered"], row["failed"], *cells])
+            writer.writerow([name, row["started"], row["answered"], row["failed"], *cells, remark])
     return path
 
 
@@ -152,12 +155,13 @@ DUPLEX_METRICS = (*page_duplex.TITLES, *page_duplex.FROM_START)
 CSV_COUNTS = ("started", "answered", "failed", "cut", "success_rate_percent", "text_chars", "audio_duration_ms")
 CSV_RATES = ("asps", "rps", "cps", "wall_s")
 CSV_QUANTILES = ("p50", "p95", "p99")
+CSV_REMARK = "remark"
 
 
 def _csv_columns() -> list[str]:
     quantiles = [f"{_stem(name)}_{q}{_unit(name)}" for name, _, _ in METRICS for q in CSV_QUANTILES]
     latency = [f"latency_{key}" for key in ("mean_ms", "std_ms", "p50_ms", "p95_ms", "p99_ms", "min_ms", "max_ms")]
-    return ["text", *CSV_COUNTS, *quantiles, *latency, *CSV_RATES]
+    return ["text", *CSV_COUNTS, *quantiles, *latency, *CSV_RATES, CSV_REMARK]
 
 
 def _csv_row(row: dict[str, Any]) -> dict[str, Any]:

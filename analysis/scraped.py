@@ -2,7 +2,7 @@
 
 Names of metrics as their sources give them: vLLM `vllm/v1/metrics/loggers.py` (before: `gpu_cache_usage_perc`), NVIDIA
 "Observability for NIM for LLMs", Triton `docs/user_guide/metrics.md`, dcgm-exporter `etc/default-counters.csv`, and the
-bundled server.
+bundled server, whose trace tells of its GPUs in the same names (traced_gpus.py).
 """
 
 import math
@@ -26,7 +26,8 @@ class Known:
 
     shown: what one of its series is called, and component: which part of the target it belongs to (asr, llm, tts, a
     Triton model, or ""), both with {labels}. per: both are counters, and the figure is this one's rise over that one's.
-    most: more is no measurement (DCGM's blanks: 2147483632 and up, 9223372036854775792 and up).
+    most: more is no measurement (DCGM's blanks: 2147483632 and up, 140737488355328.0 and up of what has a fraction,
+    9223372036854775792 and up).
     """
 
     metric: str
@@ -61,10 +62,21 @@ ROLES: dict[str, tuple[Known, ...]] = {
     "gpu_busy_share": (  # 0 to 1
         Known("DCGM_FI_DEV_GPU_UTIL", "GPU {gpu}", scale=0.01, most=100.0),
         Known("nv_gpu_utilization", "GPU {gpu_uuid}", most=1.0),
+        Known("gpu_server_gpu_utilisation_ratio", "GPU {gpu} {name}", most=1.0),
     ),
     "gpu_memory_bytes": (
         Known("DCGM_FI_DEV_FB_USED", "GPU {gpu}", scale=_MIB, most=_DCGM_BLANK),
         Known("nv_gpu_memory_used_bytes", "GPU {gpu_uuid}"),
+        Known("gpu_server_gpu_memory_used_bytes", "GPU {gpu} {name}"),
+    ),
+    "gpu_power_w": (
+        Known("DCGM_FI_DEV_POWER_USAGE", "GPU {gpu}", most=_DCGM_BLANK),
+        Known("nv_gpu_power_usage", "GPU {gpu_uuid}"),
+        Known("gpu_server_gpu_power_watts", "GPU {gpu} {name}"),
+    ),
+    "gpu_sm_clock_hz": (
+        Known("DCGM_FI_DEV_SM_CLOCK", "GPU {gpu}", scale=1e6, most=_DCGM_BLANK),
+        Known("gpu_server_gpu_sm_clock_hertz", "GPU {gpu} {name}"),
     ),
     "kv_cache_share": (  # 0 to 1, for all that its metrics are called perc
         Known("vllm:kv_cache_usage_perc", "{model_name}", "llm", most=1.0),
@@ -80,6 +92,8 @@ TITLES: dict[str, tuple[str, float, str]] = {
     "batch_size": ("batch size", 1.0, ""),
     "gpu_busy_share": ("GPU busy", 100.0, " %"),
     "gpu_memory_bytes": ("GPU memory", 1e-9, " GB"),
+    "gpu_power_w": ("GPU power", 1.0, " W"),
+    "gpu_sm_clock_hz": ("GPU SM clock", 1e-6, " MHz"),
     "kv_cache_share": ("KV cache used", 100.0, " %"),
 }
 
@@ -91,7 +105,7 @@ _PLACE = re.compile(r"^https?://(?:[^/]*@)?")
 
 
 def read_scraped(run_dir: Path) -> pd.DataFrame:
-    """The rows that a run's endpoints gave, columns as in schema.METRICS; none where nothing was scraped.
+    """The rows that a run's endpoints and traces gave, columns as in schema.METRICS; none where nothing was scraped.
 
     Makes the table first where it is missing. A log that is none of ours has no rows here: `open_run` names it.
     """
@@ -103,7 +117,7 @@ def read_scraped(run_dir: Path) -> pd.DataFrame:
 
 
 def within(frame: pd.DataFrame, spans: Mapping[Any, Sequence[tuple[float, float]]]) -> list[dict[str, Any]]:
-    """Every known series, with its mean and its most in each of the named spans (begin and end, unix seconds).
+    """Every known series, with its least, mean and most in each of the named spans (begin and end, unix seconds).
 
     `frame` is read_scraped's. Values as shown (see TITLES); a span without a scrape is left out.
     """
@@ -114,7 +128,12 @@ def within(frame: pd.DataFrame, spans: Mapping[Any, Sequence[tuple[float, float]
             for span, pieces in spans.items():
                 inside = values.loc[_any_of(values["at"], pieces), "value"] * scale
                 if len(inside):
-                    told[span] = {"mean": float(inside.mean()), "most": float(inside.max()), "scrapes": len(inside)}
+                    told[span] = {
+                        "least": float(inside.min()),
+                        "mean": float(inside.mean()),
+                        "most": float(inside.max()),
+                        "scrapes": len(inside),
+                    }
             if told:
                 found.append({"role": role, "name": str(name), "spans": told})
     return found

@@ -15,6 +15,7 @@ from analysis.counting import CONVERSATIONS, Counted
 from analysis.log_import import import_log
 from analysis.runs import Run
 from analysis.server_sources import ForeignTrace, Source, SourceWriter, sources, streams
+from analysis.traced_gpus import import_gpus
 from gpu_server.trace import TraceHeader, read_agent_turns, read_duplex, read_trace
 
 CLOCKS_AGREE_S = 0.001  # an answer cannot come before its request: more than this, and the clocks are not one
@@ -48,7 +49,8 @@ def import_server_log(run: Run, path: Path) -> Source:
         begins = file.read(_SNIFFED_BYTES)
     if not begins.strip():
         raise ForeignTrace(f"{path} is empty: was the server's output captured?")
-    if any(line.startswith((b'{"cicada_trace"', b'{"request_id"', b'{"stream_id"')) for line in begins.splitlines()):
+    ours = (b'{"cicada_trace"', b'{"request_id"', b'{"stream_id"', b'{"gpu"')
+    if any(line.startswith(ours) for line in begins.splitlines()):
         return import_trace(run, path)
     return import_log(run, path)
 
@@ -57,8 +59,8 @@ def import_trace(run: Run, path: Path) -> Source:
     """Take this run's rows out of a trace (see gpu_server/trace.py) into the run's `server/`.
 
     A row is this run's if its request id begins with the run's id, or is one of its turns'; a turn of a call, if its
-    stream is one of the run's. Raises ForeignTrace for a file without a single row or header, OSError where it cannot
-    be read.
+    stream is one of the run's; a sample of a GPU, by its time (traced_gpus.py). Raises ForeignTrace for a file without
+    a single row or header, OSError where it cannot be read.
     """
     if path.is_dir():
         raise ForeignTrace(f"{path} is a directory: name the trace file in it")
@@ -79,6 +81,7 @@ def import_trace(run: Run, path: Path) -> Source:
         bad_lines=bad_lines,
         offset_s=_apart(run, header),
         full_duplex={"sessions": len(sessions), "answers": len(answers)} if sessions or answers else {},
+        gpu_samples=import_gpus(run, path),
     )
     with SourceWriter(run, path) as writer:
         writer.write({"component": "tts", **row} for row in taken)

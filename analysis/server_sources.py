@@ -32,7 +32,7 @@ class Source:
     kind: the bundled server's trace, a voice agent's log, or a full-duplex server's (duplex). offset_s: its clock - the
     clients' wall clock (a time zone, for a log); None where nothing told. unknown: rows of this run's time that cannot
     be given to a client. full_duplex: of a trace, how many `sessions` and `answers` of full-duplex sessions it has, of
-    any run: they are joined by their server's log instead.
+    any run: they are joined by their server's log instead. gpu_samples: of a trace, those of this run's time.
     """
 
     path: str
@@ -44,6 +44,7 @@ class Source:
     offset_s: float | None = 0.0
     unknown: dict[str, int] = field(default_factory=dict)
     full_duplex: dict[str, int] = field(default_factory=dict)
+    gpu_samples: int = 0
 
 
 def sources(run: Run) -> tuple[Source, ...]:
@@ -73,13 +74,17 @@ def streams(run: Run) -> set[str]:
     return found
 
 
+def shard_name(path: Path) -> str:
+    """The file of the rows that came from `path`: importing it again replaces what it brought before."""
+    return f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}.parquet"
+
+
 class SourceWriter:
-    """The shard of one source, written in batches. Importing a file again replaces what it brought before."""
+    """The shard of one source, written in batches."""
 
     def __init__(self, run: Run, path: Path) -> None:
-        digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
         self._run, self._path = run.id, str(path)
-        self._shard = shards.ShardWriter(run.path / "server" / f"{path.stem}-{digest}.parquet", "server")
+        self._shard = shards.ShardWriter(run.path / "server" / shard_name(path), "server")
         self._rows: list[Row] = []
 
     def __enter__(self) -> "SourceWriter":

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import duplex_rows, server_join, verdicts
-from analysis.checks import Reason, reasons
+from analysis.checks import Reason, reasons, target
 from analysis.conversation import summarise_conversations
 from analysis.counting import Counted, agent_calls, count, full_duplex, requests, wall_s
 from analysis.duplex import summarise_duplex
@@ -45,6 +45,7 @@ def summarise_run(run: Run, targets: Targets | None = None) -> Figures:
         "finished": run.finished,
         "what": _what(run, counted),
         "reasons": [asdict(reason) for reason in doubted],
+        "remark": target.remark(run),
         "bottleneck": _bottleneck(server, spoken),
         "targets": None if targets is None else _targets(run, counted, targets, doubted),
         "turns": _turns(run, counted),

@@ -12,7 +12,7 @@ from gpu_server import agent_settings, duplex_settings
 from gpu_server.agent_settings import checked
 from gpu_server.faults import DUPLEX_ONLY, HTTP_ONLY, KINDS, NOT_HTTP, example, parse_fault
 from gpu_server.pace import parse_pace
-from gpu_server.speech import ENGINES, EngineOptions, EngineUnavailable
+from gpu_server.speech import ENGINES, Engine, EngineOptions, EngineUnavailable
 
 TOKEN_NAME = "CICADA_SERVER_TOKEN"
 
@@ -86,11 +86,11 @@ def _serve(options: argparse.Namespace) -> int:
         return _fail(f"cannot write {error.filename}: {error.strerror}")
 
     async def start() -> None:
+        service.telemetry.start()
         await calls.warm_up()
         await sessions.warm_up()
         await service.warm_up()
-        voices = ",".join(engine.voices)
-        print(f"gpu_server: ready on {_url(listening)} engine={engine.name} voices={voices}", flush=True)
+        print(f"gpu_server: ready on {_url(listening)} {_description(engine)}", flush=True)
 
     def door(path: str, headers: Headers) -> Listener:
         return (sessions if is_duplex(path) else calls).door(path, headers)
@@ -185,6 +185,11 @@ def _token() -> str | None:
 def _url(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _description(engine: Engine) -> str:
+    mark = " random weights: timing only" if getattr(engine, "weights", None) == "random" else ""
+    return f"engine={engine.name} voices={','.join(engine.voices)}{mark}"
 
 
 def _fail(message: str) -> int:

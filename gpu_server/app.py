@@ -37,15 +37,17 @@ def build_app(service: Service) -> ASGIApp:
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """Ready or warming, its own limits, and whether it only pretends to speak.
+        """Ready or warming, its own limits, whether it only pretends to speak, and what its model's weights are.
 
-        The clocks let a client align its own with this host's.
+        `weights`: `random` where the model knows no voice; null for an engine without a model. The clocks let a client
+        align its own with this host's.
         """
         return JSONResponse(
             {
                 "status": "ready" if service.warm else "warming",
                 "engine": service.engine.name,
                 "mock": service.engine.name in _MOCKS,
+                "weights": getattr(service.engine, "weights", None),
                 "monotonic_s": time.monotonic(),
                 "wall_s": time.time(),
                 "streams": service.admission.active,

@@ -1,16 +1,27 @@
 """Count what Prometheus asks about. Knows nothing of HTTP or audio."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from gpu_server.admission import Admission
-from gpu_server.trace import AgentTurn, DuplexAnswer, DuplexSession, TraceRow
+from gpu_server.trace import AgentTurn, DuplexAnswer, DuplexSession, GpuSample, TraceRow
 
 _TTFB_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
 
 _LATENESS_BUCKETS_S = (0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.04, 0.1, 0.3, 1)
+
+# Of a GPU: the gauge, what it is, and where a sample has it.
+_OF_GPU = (
+    ("utilisation_ratio", "Share of the last period in which a kernel ran", "utilisation_ratio"),
+    ("memory_used_bytes", "Memory in use, by every process and by the driver", "memory_used_bytes"),
+    ("memory_total_bytes", "Memory there is", "memory_total_bytes"),
+    ("power_watts", "Power drawn by the board", "power_w"),
+    ("sm_clock_hertz", "Clock of the multiprocessors", "sm_clock_hz"),
+    ("memory_clock_hertz", "Clock of the memory", "memory_clock_hz"),
+    ("temperature_celsius", "Temperature of the GPU", "temperature_c"),
+)
 
 
 class Metrics:
@@ -84,6 +95,9 @@ class Metrics:
             ("kind",),
             registry=self._registry,
         )
+        self._of_gpu = {
+            key: Gauge(f"gpu_server_gpu_{name}", what, ("gpu",), registry=self._registry) for name, what, key in _OF_GPU
+        }
 
     def watch_stage(self, stage: str, admission: Admission) -> None:
         """Show how many calls are in a stage of the agent, and how many wait for it."""
@@ -109,6 +123,15 @@ class Metrics:
             answer = cast(DuplexAnswer, row)
             self._answers.labels(answer["outcome"]).inc()
             self._audio_s.inc(answer["audio_s"])
+
+    def observe_gpus(self, samples: Sequence[GpuSample]) -> None:
+        """Show these instead of what was shown: a GPU that tells nothing has no figure, not its last one."""
+        for key, gauge in self._of_gpu.items():
+            gauge.clear()
+            for sample in samples:
+                value = cast(dict[str, float | None], sample)[key]
+                if value is not None:
+                    gauge.labels(str(sample["gpu"])).set(value)
 
     def observe_lateness(self, seconds: float) -> None:
         self._lateness_s.observe(seconds)

@@ -1,5 +1,6 @@
-"""Hold what every request shares: engine, admission, faults, trace, metrics. Knows nothing of any one request."""
+"""Hold what every request shares: engine, admission, faults, trace, metrics, GPUs. Knows nothing of any one request."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -8,8 +9,9 @@ from gpu_server.faults import Fault
 from gpu_server.metrics import Metrics
 from gpu_server.pace import Pace
 from gpu_server.speech import Engine
+from gpu_server.telemetry import Telemetry
 from gpu_server.ticker import Ticker
-from gpu_server.trace import AgentTurn, DuplexAnswer, DuplexSession, TraceLog, TraceRow
+from gpu_server.trace import AgentTurn, DuplexAnswer, DuplexSession, GpuSample, TraceLog, TraceRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Service:
         self.duplex_mock = True
         self.metrics = Metrics(self.admission, lambda: self.calls, lambda: self.sessions)
         self.ticker = Ticker(self.metrics.observe_lateness)
+        on_gpu = str(getattr(engine, "device", "")).startswith("cuda")
+        self.telemetry = Telemetry(self.record_gpus, expected=on_gpu)
         self.warm = False
         self._trace = trace
         self._ordinals = count()
@@ -68,7 +72,15 @@ class Service:
             self._trace.write(row)
         self.metrics.observe_duplex(row)
 
+    def record_gpus(self, samples: Sequence[GpuSample]) -> None:
+        """Write down a look at the GPUs."""
+        if self._trace is not None:
+            for sample in samples:
+                self._trace.write(sample)
+        self.metrics.observe_gpus(samples)
+
     def close(self) -> None:
+        self.telemetry.stop()
         self.engine.close()
         if self._trace is not None:
             self._trace.close()

@@ -2,7 +2,8 @@
 
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,14 @@ Chunks: TypeAlias = AsyncGenerator[Pcm, None]
 
 class EngineUnavailable(Exception):
     """The engine asked for cannot run here; the message says how to get it."""
+
+
+class CannotSpeak(Exception):
+    """The engine cannot do what this request asks; the message says what it can."""
+
+
+class EngineBusy(Exception):
+    """Every stream of the engine is taken, and so is its queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,16 @@ class EngineOptions:
     """What the command line may tell an engine."""
 
     tone_s: float | None = None
+    streams: int = 64  # spoken at a time
+    queue: int = 256  # waiting beyond that
+    weights: Path | None = None  # a folder; None: from the hub
+    random_weights: Literal["tiny", "full"] | None = None
+    device: str | None = None  # cuda or cpu; None: cuda where there is one
+    voices: Path | None = None  # a folder of recordings
+    prompt_s: float = 10.0  # of a voice's recording that S3Gen hears before it speaks
+    streaming: Literal["masks", "overlap"] = "masks"
+    watermark: bool = False
+    graphs: bool = True  # CUDA graphs, where there is CUDA
 
 
 class Engine(Protocol):
@@ -67,4 +86,28 @@ def load_tone(options: EngineOptions) -> Engine:
     return ToneEngine(options.tone_s)
 
 
-ENGINES: dict[str, Callable[[EngineOptions], Engine]] = {"espeak": load_espeak, "tone": load_tone}
+def load_chatterbox_turbo(options: EngineOptions) -> Engine:
+    return _chatterbox("turbo", options)
+
+
+def load_chatterbox(options: EngineOptions) -> Engine:
+    return _chatterbox("original", options)
+
+
+def _chatterbox(kind: Literal["turbo", "original"], options: EngineOptions) -> Engine:
+    try:
+        from gpu_server.engines.chatterbox.engine import ChatterboxEngine
+    except ImportError as error:
+        raise EngineUnavailable(
+            f"the chatterbox engine is not installed ({error}); run: pip install -e '.[server,chatterbox]' and"
+            " pip install --no-deps -r requirements-chatterbox.txt"
+        ) from error
+    return ChatterboxEngine(kind, options)
+
+
+ENGINES: dict[str, Callable[[EngineOptions], Engine]] = {
+    "espeak": load_espeak,
+    "tone": load_tone,
+    "chatterbox-turbo": load_chatterbox_turbo,
+    "chatterbox": load_chatterbox,
+}

@@ -1,10 +1,11 @@
 """The server's own account of each request, turn of a call and full-duplex session, one JSON line each.
 
 Knows nothing of HTTP, engines or audio. A trace file: a header line, then one row a request to a speech route, also a
-refused or bad one (TraceRow), one row a turn of the voice agent (AgentTurn), and of full-duplex sessions one an answer
-(DuplexAnswer) and one a session when it is over (DuplexSession). Instants end `_at`: time.monotonic() of the server's
-host; the header's `wall_at` and `monotonic_at` were read together. Positions are seconds of a session's own streams,
-counted from their first samples, before encoding and after decoding.
+refused or bad one (TraceRow), one row a turn of the voice agent (AgentTurn), of full-duplex sessions one an answer
+(DuplexAnswer) and one a session when it is over (DuplexSession), and each second one a GPU (GpuSample), where there is
+one. Instants end `_at`: time.monotonic() of the server's host; the header's `wall_at` and `monotonic_at` were read
+together. Positions are seconds of a session's own streams, counted from their first samples, before encoding and after
+decoding.
 """
 
 import json
@@ -32,6 +33,7 @@ class TraceHeader(TypedDict):
     host: str
     wall_at: float
     monotonic_at: float
+    boot_id: NotRequired[str | None]  # monotonic clocks of one boot are one; absent in traces of earlier versions
 
 
 class TraceRow(TypedDict):
@@ -139,7 +141,25 @@ class DuplexAnswer(TypedDict):
     fault_s: float | None
 
 
-Row = TraceRow | AgentTurn | DuplexSession | DuplexAnswer
+class GpuSample(TypedDict):
+    """One look at one GPU of the server's host. What its driver does not tell is None."""
+
+    gpu: int  # NVML's index
+    name: str
+    at: float  # the driver had answered
+    utilisation_ratio: float | None  # share of the driver's last period (1/6 to 1 s) in which a kernel ran
+    memory_used_bytes: int | None  # by every process, and by the driver itself
+    memory_total_bytes: int | None
+    power_w: float | None  # of the board; on most GPUs the mean of the last second
+    sm_clock_hz: int | None
+    memory_clock_hz: int | None
+    temperature_c: float | None
+
+
+Row = TraceRow | AgentTurn | DuplexSession | DuplexAnswer | GpuSample
+
+
+_OTHER_ROWS = (AgentTurn, DuplexSession, DuplexAnswer, GpuSample)
 
 
 class TraceLog:
@@ -158,6 +178,7 @@ class TraceLog:
             host=socket.gethostname(),
             wall_at=time.time(),
             monotonic_at=time.monotonic(),
+            boot_id=_boot_id(),
         )
         self._append(header)
 
@@ -175,6 +196,13 @@ class TraceLog:
 
     def _append(self, record: TraceHeader | Row) -> None:
         self._file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def _boot_id() -> str | None:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # no Linux
+        return None
 
 
 def read_trace(path: Path) -> tuple[TraceHeader | None, list[TraceRow], int]:
@@ -213,6 +241,18 @@ def parse_duplex(lines: Iterable[str]) -> tuple[list[DuplexSession], list[Duplex
     return cast(list[DuplexSession], sessions), cast(list[DuplexAnswer], answers)
 
 
+def read_gpu(path: Path) -> list[GpuSample]:
+    """The samples of GPUs in a trace file, in the order they were taken. `read_trace` has its header."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        return parse_gpu(lines)
+
+
+def parse_gpu(lines: Iterable[str]) -> list[GpuSample]:
+    """`read_gpu` for lines at hand."""
+    records = (_record(line) for line in lines if '"utilisation_ratio"' in line)
+    return [cast(GpuSample, record) for record in records if record.keys() >= GpuSample.__required_keys__]
+
+
 def parse_trace(lines: Iterable[str]) -> tuple[TraceHeader | None, list[TraceRow], int]:
     """`read_trace` for lines at hand."""
     header: TraceHeader | None = None
@@ -226,7 +266,7 @@ def parse_trace(lines: Iterable[str]) -> tuple[TraceHeader | None, list[TraceRow
             header = cast(TraceHeader, record)
         elif record.keys() >= TraceRow.__required_keys__:
             rows.append(cast(TraceRow, record))
-        elif not any(record.keys() >= kind.__required_keys__ for kind in (AgentTurn, DuplexSession, DuplexAnswer)):
+        elif not any(record.keys() >= kind.__required_keys__ for kind in _OTHER_ROWS):
             bad_lines += 1
     return header, rows, bad_lines
 

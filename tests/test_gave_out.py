@@ -192,7 +192,8 @@ def test_the_targets_own_metrics_stand_beside_the_clients_figures(tmp_path: Path
     (run / schema.METRICS_LOG).write_bytes(run_maker.packed_header(run_maker.facts()) + data)
     figures = report(run)
     (busy,) = figures["scraped"]
-    assert (busy["role"], busy["spans"]["measured"]) == ("gpu_busy_share", {"mean": 50.0, "most": 50.0, "scrapes": 8})
+    told = {"least": 50.0, "mean": 50.0, "most": 50.0, "scrapes": 8}
+    assert (busy["role"], busy["spans"]["measured"]) == ("gpu_busy_share", told)
     page = render(figures, Console(width=120))
     assert "GPU busy" in page
     assert "50.0 %" in page

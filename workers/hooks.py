@@ -22,7 +22,7 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, WorkerRunner
 
-from workers import asked, manifest, master_dealing, targets
+from workers import asked, manifest, master_dealing, target_facts, targets
 from workers import spoken as spoken_of
 from workers.audio.clips import ClipError
 from workers.clients.http_connection import BadTarget
@@ -443,6 +443,8 @@ def _on_test_stop(environment: Environment, **_: Any) -> None:
     turns = sum(facts["turns"] or 0 for facts in collector.workers.values())
     lost = "not all of it went well, see above" if missing or collector.trouble else "nothing lost"
     _log.info("run %s: %d turns of %d workers, %s", collector.run, turns, len(collector.workers), lost)
+    if hosts := target_facts.random_weights(collector.manifest.get("target_facts", {})):
+        _log.warning("%s (%s)", target_facts.RANDOM_WEIGHTS, ", ".join(hosts))
     verb = "capacity" if collector.manifest.get("levels") else "report"
     _log.info("read it with: python -m analysis.%s %s", verb, collector.run_dir)
     if _closing is not None:

@@ -1,11 +1,13 @@
 """What a target says of itself at /health, where it is a bundled server. Any other answer, or none, says nothing."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from geventhttpclient import HTTPClient
 
+RANDOM_WEIGHTS = "random weights: timing only"  # as the analysis says it (analysis/checks/target.py)
 TIMEOUT_S = 2.0
 MOST_BYTES = 1 << 16
 
@@ -43,6 +45,11 @@ def ask(host: str, *, insecure: bool = False) -> dict[str, Any]:
     if not isinstance(told, dict):
         return {}
     return {name: _short(told[name]) for name, kind in KNOWN.items() if type(told.get(name)) is kind}
+
+
+def random_weights(facts: Mapping[str, dict[str, Any]]) -> list[str]:
+    """The hosts, of those asked, whose model has random weights."""
+    return [host for host, told in facts.items() if told.get("weights") == "random"]
 
 
 def _short(value: Any) -> Any:

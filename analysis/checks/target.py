@@ -22,11 +22,14 @@ def mock(run: Run, counted: Counted) -> Reason | None:
 
 def random_weights(run: Run, counted: Counted) -> Reason | None:
     """A model with random weights: as fast as the real one, and what it says means nothing."""
-    if not any(facts.get("weights") == "random" for facts in _facts(run)):
+    if not (words := remark(run)):
         return None
-    return Reason(
-        "warning", "random_weights", "the target's model has random weights: lengths of answers, and so RTF, are chance"
-    )
+    return Reason("warning", "random_weights", f"{words}; lengths of answers, and so RTF, are chance")
+
+
+def remark(run: Run) -> str:
+    """What stands in every output of a run whose target has random weights; of any other nothing."""
+    return "random weights: timing only" if any(facts.get("weights") == "random" for facts in _facts(run)) else ""
 
 
 def full(run: Run, counted: Counted) -> Reason | None:

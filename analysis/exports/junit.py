@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
@@ -20,8 +20,13 @@ class Case:
     text: str = ""
 
 
-def write_junit(path: Path, suite: str, cases: Sequence[Case]) -> None:
-    """Write `cases` as one test suite. Characters that XML does not know are left out. Raises OSError."""
+def write_junit(path: Path, suite: str, cases: Sequence[Case], remark: str = "") -> None:
+    """Write `cases` as one test suite, each text with `remark` before it, if there is one.
+
+    Characters that XML does not know are left out. Raises OSError.
+    """
+    if remark:
+        cases = [replace(case, text=f"{remark}; {case.text}" if case.text else remark) for case in cases]
     counts = {
         "tests": str(len(cases)),
         "failures": str(sum(case.status == "fail" for case in cases)),

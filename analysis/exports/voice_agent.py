@@ -13,6 +13,7 @@ glitch_detected     an answer ran dry for 20 ms or more, played as it arrived (p
 metrics_start_time  unix seconds: the measured window opened. In the original: the last client has started.
 test_duration       seconds of the measured window: as asked for, else as it was.
 timestamp           when the run ended, ISO 8601.
+remark              of ours, in summary.json too, and only there where the target's model has random weights.
 
 summary.json has the original's `config` and `results`. Its averages and P95 are over client averages (`*_client_*`,
 the P95 by the original's rule: element floor(0.95 (n - 1)) of the sorted averages); `average_latency`, `p95_latency`,
@@ -29,6 +30,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pandas as pd
 
+from analysis.checks import target
 from analysis.conversation import latency_s, summarise_conversations, threshold_s
 from analysis.counting import Counted, agent_calls, count
 from analysis.runs import ForeignRun, Run
@@ -53,7 +55,7 @@ def export(run: Run, directory: Path) -> tuple[list[Path], str]:
         path = directory / f"client_{_file_name(client['stream_id'])}.json"
         path.write_text(json.dumps(client, indent=2) + "\n", "utf-8")
         written.append(path)
-    summary = summary_of(run, clients, errors)
+    summary = summary_of(run, clients, errors) | _remark(run)
     path = directory / "summary.json"
     path.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
     return [*written, path], console(run, summary, counted, clients)
@@ -88,6 +90,7 @@ def client_results(run: Run, counted: Counted) -> list[Result]:
                 "timestamp": ended,
                 "metrics_start_time": started,
                 "test_duration": duration_s,
+                **_remark(run),
             }
         )
     return found
@@ -161,6 +164,7 @@ def console(run: Run, summary: Result, counted: Counted, clients: list[Result]) 
     """The benchmark's summary as people read it; without a result, why there is none."""
     config, results = summary["config"], summary["results"]
     lines = [f"Voice agent benchmark: {run.id} · {results['total_clients']} clients, {results['total_turns']} turns"]
+    lines += _remark(run).values()
     if not results["total_turns"]:
         told = summarise_conversations(run, counted, lambda *_: {}) or {}
         cause = told["no_results"] or {
@@ -206,6 +210,11 @@ def console(run: Run, summary: Result, counted: Counted, clients: list[Result]) 
         f"errors:                        {errors['total_errors']} in {errors['clients_with_errors']} clients",
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _remark(run: Run) -> Result:
+    words = target.remark(run)
+    return {"remark": words} if words else {}
 
 
 CLIENTS_SHOWN = 40
