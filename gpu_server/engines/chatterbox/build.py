@@ -130,8 +130,10 @@ def _tiny_s3gen(meanflow: bool) -> Any:
         sampling_rate=made.S3GEN_SR,
         upsample_rates=[8, 5, 3],
         upsample_kernel_sizes=[16, 11, 7],
+        resblock_kernel_sizes=[3, 7],
+        resblock_dilation_sizes=[[1], [3]],
         source_resblock_kernel_sizes=[7, 7, 11],
-        source_resblock_dilation_sizes=[[1, 3, 5], [1, 3, 5], [1, 3, 5]],
+        source_resblock_dilation_sizes=[[1], [1], [1]],
         f0_predictor=made.ConvRNNF0Predictor(cond_channels=16),
     )
     fade = torch.zeros(960)

@@ -76,6 +76,8 @@ class ChatterboxEngine:
         """Load onto the device, hear the voices, run every shape once. Raises EngineUnavailable."""
         model, self._model = self._model, None
         assert model is not None
+        if self.device.type == "cpu" and model.size == "tiny":
+            torch.set_num_threads(1)  # its operations are so small that sharing them out takes longer
         for name, path in self._recordings.items():
             if path is not None:
                 print(f"gpu_server: listening to the voice {name} ...", flush=True)

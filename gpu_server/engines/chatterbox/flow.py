@@ -25,7 +25,7 @@ class _Given(NamedTuple):
     """What every step of the diffusion is given: who sees whom, text and voice. Guidance takes two rows a request."""
 
     mask: Tensor  # [rows, 1, frames], 0 where padding
-    bias: Tensor  # [rows, frames, frames]
+    bias: Tensor  # [rows, 1, frames, frames], of all heads
     mu: Tensor  # [rows, 80, frames]
     speaker: Tensor  # [rows, 80]
     conditions: Tensor  # [rows, 80, frames]
@@ -47,6 +47,10 @@ class Flow:
             times = 1 - torch.cos(times * 0.5 * torch.pi)
         self._times = times.to(self.device)
         self._guidance = float(self._flow.decoder.inference_cfg_rate)
+        estimator = self._flow.decoder.estimator
+        for _, blocks, *_ in (*estimator.down_blocks, *estimator.mid_blocks, *estimator.up_blocks):
+            for block in blocks:
+                block.attn1.set_processor(_attention)
 
     def speaker(self, embedding: Tensor) -> Tensor:
         """Upstream's x-vector [1, 192] as the layers want it, [80]."""
@@ -69,7 +73,7 @@ class Flow:
         parts, real = parts.repeat_interleave(FRAMES, 1), real.repeat_interleave(FRAMES, 1)
         # Padding attends to all that is real, so that no row of scores is empty; nothing attends to it.
         sees = (parts[:, None, :] <= parts[:, :, None]) & real[:, None, :]
-        bias = (~sees).to(self.dtype) * -1.0e10  # as upstream's mask_to_bias
+        bias = ((~sees).to(self.dtype) * -1.0e10)[:, None]  # as upstream's mask_to_bias
         mask = real[:, None].to(self.dtype)
         given = _Given(mask, bias, mu, speaker, prompt.to(self.dtype))
         if not self._meanflow:  # the second half is without text and voice
@@ -136,3 +140,14 @@ def _attend(x: Tensor, blocks: Any, bias: Tensor, time: Tensor) -> Tensor:
     for block in blocks:
         x = block(hidden_states=x, attention_mask=bias, timestep=time)
     return x.transpose(1, 2).contiguous()
+
+
+def _attention(attn: Any, hidden_states: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
+    """As diffusers' AttnProcessor2_0, but for the mask: one for all heads, where that one makes each a copy."""
+    q, k, v = (
+        project(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        for project in (attn.to_q, attn.to_k, attn.to_v)
+    )
+    found = functional.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
+    projected: Tensor = attn.to_out[0](found.transpose(1, 2).flatten(2))
+    return projected
