@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from gpu_server import agent_settings, duplex_settings
+from gpu_server import agent_settings, chatterbox_settings, duplex_settings
 from gpu_server.agent_settings import checked
 from gpu_server.faults import DUPLEX_ONLY, HTTP_ONLY, KINDS, NOT_HTTP, example, parse_fault
 from gpu_server.pace import parse_pace
@@ -26,6 +26,8 @@ EPILOG = """examples:
 try it:
   curl -s localhost:8080/v1/synthesize -H 'content-type: application/json' -d '{"text": "Hello."}' >hello.wav
   curl -s localhost:8080/v1/audio/speech -d '{"input": "Hello.", "voice": "alto"}' >hello.mp3
+
+CHATTERBOX
 
 AGENT
 
@@ -71,11 +73,17 @@ def _serve(options: argparse.Namespace) -> int:
         fault_seed=options.fault_seed,
         token=_token(),
     )
+    try:
+        chatterbox = chatterbox_settings.read_options(options)
+    except ValueError as error:
+        return _fail(str(error))
     agent = agent_settings.read_options(options)
     duplex = duplex_settings.read_options(options)
     try:
         listening = bind(options.host, options.port)
-        engine = ENGINES[options.engine](EngineOptions(tone_s=options.tone_seconds))
+        engine = ENGINES[options.engine](
+            EngineOptions(options.tone_seconds, streams=options.streams, queue=options.queue, **chatterbox)
+        )
         trace = None if options.trace is None else TraceLog(options.trace, engine.name)
         service = Service(engine, settings, trace)
         calls = Calls(service, agent)
@@ -119,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Speech over HTTP, a voice agent and full duplex over WebSocket: the system under test of Cicada.",
         epilog=EPILOG.replace("FAULTS", faults)
         .replace("AGENT", agent_settings.EXAMPLES)
+        .replace("CHATTERBOX", chatterbox_settings.EXAMPLES)
         .replace("DUPLEX", duplex_settings.EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -138,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         "--fault", type=checked(parse_fault), action="append", default=[], metavar="SPEC", help="repeatable; see below"
     )
     parser.add_argument("--fault-seed", type=int, default=0, metavar="N", help="which requests are hit (default: 0)")
+    chatterbox_settings.add_options(parser)
     agent_settings.add_options(parser, _whole)
     duplex_settings.add_options(parser, _whole)
     return parser

@@ -26,7 +26,7 @@ from gpu_server.faults import WHOLE_ANSWERS, Fault, InjectedCut, draw, spoil_del
 from gpu_server.pace import paced, rechunked
 from gpu_server.refusal import Refusal, send_refusal
 from gpu_server.service import Service
-from gpu_server.speech import SAMPLE_RATE, Chunks
+from gpu_server.speech import SAMPLE_RATE, CannotSpeak, Chunks, EngineBusy
 from gpu_server.visit import Visit
 
 MAX_BODY_BYTES = 1 << 20
@@ -100,8 +100,10 @@ class SpeechAnswer(Response):
                         await _send_whole(visit, ask, chunks, send)
                     else:
                         await _send_stream(visit, ask, chunks, send)
-        except QueueFull as full:
+        except (QueueFull, EngineBusy) as full:
             raise Refusal(503, "busy", f"no stream free: {full}; try again later", retry_after_s=1) from full
+        except CannotSpeak as error:
+            raise Refusal(400, "cannot_speak", str(error)) from error
 
     def _audio(self, visit: Visit, ask: Ask, faults: tuple[Fault, ...], admitted_at: float) -> Chunks:
         """The engine's audio as this server delivers it: spoiled, cut to size, paced, spoiled again."""

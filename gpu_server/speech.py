@@ -1,7 +1,7 @@
 """Say what an engine is: text in, a stream of audio out. Knows nothing of HTTP, containers or any one engine."""
 
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
@@ -29,11 +29,15 @@ class EngineBusy(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SpeechRequest:
-    """What to say and how; `speed` 1.0 is the voice's own, 2.0 twice as fast."""
+    """What to say and how; `speed` 1.0 is the voice's own, 2.0 twice as fast.
+
+    marks: what the engine says of how it went, for the trace: `runaway`, where it was stopped far beyond its text.
+    """
 
     text: str
     voice: str = DEFAULT_VOICE
     speed: float = 1.0
+    marks: set[str] = field(default_factory=set, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

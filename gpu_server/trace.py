@@ -55,6 +55,7 @@ class TraceRow(TypedDict):
     status: int | None  # as sent; None when the client left before any
     fault: str | None  # injected faults that took effect, comma-joined
     fault_s: float | None  # seconds of delay, stall and silence they injected, as measured
+    marks: NotRequired[str | None]  # what the engine says of it, comma-joined: runaway; absent in earlier versions
 
 
 class AgentTurn(TypedDict):

@@ -44,6 +44,7 @@ class Visit:
             status=self.status,
             fault=self.toll.names,
             fault_s=self.toll.seconds,
+            marks=None if self.ask is None else ",".join(sorted(self.ask.speech.marks)) or None,
         )
 
 

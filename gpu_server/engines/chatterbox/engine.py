@@ -19,6 +19,7 @@ from gpu_server.engines.chatterbox.stages import ChatterboxStages, Setting
 from gpu_server.request import Request
 from gpu_server.scheduler import QueueFull
 from gpu_server.speech import (
+    DEFAULT_VOICE,
     SAMPLE_RATE,
     CannotSpeak,
     Chunks,
@@ -140,7 +141,7 @@ class ChatterboxEngine:
                 self._audio_s += len(item) / SAMPLE_RATE
                 yield await asyncio.to_thread(self._marked, item) if self._marker else item
         finally:
-            self._leave(asked)
+            self._leave(asked, request)
 
     def speak(self, request: SpeechRequest, whole: bool = False) -> Iterator[Pcm]:
         """The same without asyncio, for any thread. whole: in one piece a segment, as a batch job would have it."""
@@ -155,7 +156,7 @@ class ChatterboxEngine:
                 self._audio_s += len(item) / SAMPLE_RATE
                 yield self._marked(item) if self._marker else item
         finally:
-            self._leave(asked)
+            self._leave(asked, request)
 
     def _ask(
         self, request: SpeechRequest, deliver: Callable[[Pcm | Exception | None], None], *, whole: bool
@@ -164,18 +165,23 @@ class ChatterboxEngine:
             raise CannotSpeak(f"{self.name} speaks at its own speed: leave `speed` out, or ask for 1")
         if self._loop is None:
             raise EngineBusy("the engine is not ready")
+        voice = self.voices[0] if request.voice == DEFAULT_VOICE else request.voice
+        if voice not in self.voices:
+            raise CannotSpeak(f"no voice {voice!r} here; there are {', '.join(self.voices)}")
         planned = self._stages.plan(request.text)
         if not planned:
             return None
         seed = zlib.crc32(request.text.encode("utf-8", "replace"))  # the same text sounds the same each time
-        asked = Request(planned, request.voice, seed, time.monotonic(), deliver, whole)
+        asked = Request(planned, voice, seed, time.monotonic(), deliver, whole)
         try:
             self._loop.submit(asked)
         except QueueFull as full:
             raise EngineBusy(str(full)) from None
         return asked
 
-    def _leave(self, asked: Request) -> None:
+    def _leave(self, asked: Request, request: SpeechRequest) -> None:
+        if asked.runaway:
+            request.marks.add("runaway")
         if not asked.over and self._loop is not None:
             self._loop.cancel(asked)
 
