@@ -45,8 +45,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Fields of EngineOptions. Raises ValueError for options that another engine was given."""
-    given = {
+    """Fields of EngineOptions. Raises ValueError for options that another engine was given, and missing folders."""
+    given: dict[str, Any] = {
         "--weights": options.weights,
         "--random-weights": options.random_weights,
         "--device": options.device,
@@ -57,6 +57,9 @@ def read_options(options: argparse.Namespace) -> dict[str, Any]:
         for name, value in given.items():
             if value:
                 raise ValueError(f"{name} is for --engine chatterbox-turbo and chatterbox, not for {options.engine}")
+    for name in ("--weights", "--voices"):
+        if given[name] is not None and not given[name].is_dir():
+            raise ValueError(f"{name} {given[name]}: no such folder")
     return {
         "weights": options.weights,
         "random_weights": options.random_weights,

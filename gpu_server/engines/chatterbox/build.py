@@ -148,7 +148,7 @@ def _tiny_s3tokenizer() -> Any:
 
     module = upstream.module("models.s3tokenizer.s3tokenizer")
     tiny = module.S3Tokenizer.__new__(module.S3Tokenizer)
-    config = module.ModelConfig(n_audio_state=64, n_audio_head=2, n_audio_layer=1)
+    config = module.ModelConfig(n_audio_state=128, n_audio_head=2, n_audio_layer=1)  # rotary embeddings of 64
     module.S3TokenizerV2.__init__(tiny, "speech_tokenizer_v2_25hz", config)
     tiny.n_fft = 400
     tiny.register_buffer("_mel_filters", torch.FloatTensor(librosa.filters.mel(sr=16_000, n_fft=400, n_mels=128)))

@@ -81,7 +81,7 @@ class ChatterboxEngine:
             torch.set_num_threads(1)  # its operations are so small that sharing them out takes longer
         for name, path in self._recordings.items():
             if path is not None:
-                print(f"gpu_server: listening to the voice {name} ...", flush=True)
+                print(f"gpu_server: listening to the voice {name} ...", file=sys.stderr)
         self._stages = self._on_device(model)
         self._loop = StepLoop(self._stages, self._options.queue)
         self._loop.start()
