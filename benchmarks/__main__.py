@@ -13,7 +13,7 @@ from benchmarks.processes import ProcessFailed
 BENCHMARKS = (
     *("paced", "unpaced", "truth", "server_stamps", "recording", "memory", "report_speed", "decision"),
     *("sessions", "turn_truth", "speech_truth", "stall_truth", "session_memory", "pacing_drift", "agent"),
-    *("duplex_sessions", "duplex_truth"),
+    *("duplex_sessions", "duplex_truth", "engine_batch", "engine_soak"),
 )
 
 
