@@ -118,7 +118,8 @@ def _measure_onnx(options: argparse.Namespace, device: Device) -> Found:
     spoken = {name: texts[name] for name in options.texts}
     told = baseline_onnx.measure(options.kind, _wanted(options), device, spoken, options.runs)
     configuration = _configuration(options, device, told.weights, told.size, told.optimization)
-    return Found(configuration, Steps(runs=told.runs), told.texts, notes=told.notes, beside=told.beside)
+    steps = Steps(warm_ups=baseline_onnx.WARM_UPS, runs=told.runs)
+    return Found(configuration, steps, told.texts, notes=told.notes, beside=told.beside)
 
 
 def _wanted(options: argparse.Namespace) -> Wanted:

@@ -1,8 +1,7 @@
 """What each kind of benchmark runs: a model that is made ready, or a reason why it cannot. Times nothing.
 
 Kinds are S2's names. `baseline` is upstream's own `generate`, unoptimised; `streaming`, `hybrid_pipeline` and
-`final_optimized` are the bundled engine (baseline_onnx.py and
-baseline_vllm.py have the rest).
+`final_optimized` are the bundled engine; baseline_onnx.py and baseline_vllm.py have the rest.
 """
 
 import contextlib
@@ -139,6 +138,8 @@ def load_upstream(wanted: Wanted, device: Device) -> Ready:
             tts, weights, size = _pretrained(tts_class, wanted.engine, device.name), "trained", "full"
         else:
             model = checkpoint.load(kind, wanted.weights, wanted.random_weights)
+            if model.size == "tiny" and device.name == "cpu":
+                _one_thread()
             parts = (model.t3, model.s3gen, model.voice_encoder)
             t3, s3gen, voice_encoder = (part.to(device.name) for part in parts)
             tts = tts_class(t3, s3gen, voice_encoder, model.tokenizer, device.name, model.conds.to(device.name))
@@ -150,6 +151,13 @@ def load_upstream(wanted: Wanted, device: Device) -> Ready:
         "none",
         ("upstream does not stream: its first chunk is the whole answer; streams wait for each other",),
     )
+
+
+def _one_thread() -> None:
+    """As the bundled engine runs the tiny configuration: sharing out such small operations takes longer than doing them."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def _pretrained(tts_class: Any, engine: str, device: str) -> Any:

@@ -15,6 +15,8 @@ from gpu_server.baseline_protocol import Run, TextRuns, latency, real_time_facto
 from gpu_server.baseline_result import Document, rounded
 from gpu_server.speech import EngineUnavailable
 
+WARM_UPS = 1  # what onnx_stages.measure does before it times a text, both ways
+
 
 @dataclass(frozen=True, slots=True)
 class StageRuns:
@@ -50,7 +52,8 @@ def measure(kind: str, wanted: Wanted, device: Device, texts: Mapping[str, str],
     from gpu_server.engines.chatterbox import checkpoint, onnx_stages
 
     model = checkpoint.load(ENGINES[wanted.engine], wanted.weights, wanted.random_weights)
-    found: dict[str, Any] = onnx_stages.measure(model, [provider], device.name, texts, runs)
+    stages = ("estimator",) if kind == "s3gen_tensorrt" else onnx_stages.STAGES
+    found: dict[str, Any] = onnx_stages.measure(model, [provider], device.name, texts, runs, stages=stages)
     told = [_text_runs(name, text, found[name]) for name, text in texts.items()]
     beside = {name: _beside(found[name]) for name in texts}
     optimization = f"ONNX Runtime, {provider}"

@@ -47,7 +47,9 @@ def idle(server: Server) -> bool | None:
 def test_it_is_ready_when_it_says_so_and_says_what_its_weights_are(server: Server, client: httpx.Client) -> None:
     assert server.ready_line.endswith("engine=chatterbox-turbo voices=default random weights: timing only")
     health = client.get("/health").json()
-    assert health["status"] == "ready" and health["weights"] == "random" and health["mock"] is False
+    assert health["status"] == "ready"
+    assert health["weights"] == "random"
+    assert health["mock"] is False
 
 
 @pytest.mark.parametrize("route", ["/v1/synthesize", "/v1/audio/speech"])
@@ -58,8 +60,10 @@ def test_speech_is_streamed_and_traced(client: httpx.Client, server: Server, rou
     )
     assert answer.status_code == 200
     row = server.row(f"one {route[-6:]}")
-    assert row["outcome"] == "ok" and row["marks"] is None
-    assert row["ttfb_s"] is not None and row["ttfb_s"] < row["finished_at"] - row["received_at"]
+    assert row["outcome"] == "ok"
+    assert row["marks"] is None
+    assert row["ttfb_s"] is not None
+    assert row["ttfb_s"] < row["finished_at"] - row["received_at"]
     assert row["audio_s"] == pytest.approx(4, abs=2)
 
 
@@ -87,7 +91,8 @@ def test_a_client_who_leaves_frees_its_stream_at_once(server: Server) -> None:
     read_until(connection, b"\r\n\r\n")
     connection.close()
     row = server.row("gone")
-    assert row["outcome"] == "client_gone" and row["audio_s"] < 60  # of about three minutes
+    assert row["outcome"] == "client_gone"
+    assert row["audio_s"] < 60
     server.until(lambda: idle(server))
 
 
@@ -107,7 +112,8 @@ def test_500_at_once_are_answered_or_refused_and_memory_returns(server: Server) 
         assert set(statuses) == {200, 503}
         assert statuses.count(200) >= 24
         refused = next(answer for answer in answers if answer.status_code == 503)
-        assert refused.headers["retry-after"] == "1" and "no stream free" in refused.json()["error"]["message"]
+        assert refused.headers["retry-after"] == "1"
+        assert "no stream free" in refused.json()["error"]["message"]
         assert len({len(answer.content) for answer in answers if answer.status_code == 200}) == 1
         server.until(lambda: idle(server))
         resident.append(process.memory_info().rss / 1e6)
@@ -151,10 +157,16 @@ def test_the_original_and_a_voice_of_a_recording(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_started_is_said_in_a_line(args: tuple[str, ...], named: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "gpu_server", *args, "--port", "0"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "gpu_server", *args, "--port", "0"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode in (1, 2)
-    assert named in done.stderr and "Traceback" not in done.stderr
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
@@ -177,6 +189,8 @@ def test_a_bad_recording_is_named(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         timeout=60,
+        check=False,
     )
     assert done.returncode == 1
-    assert "noise.wav cannot be read" in done.stderr and "Traceback" not in done.stderr
+    assert "noise.wav cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
