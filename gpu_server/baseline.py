@@ -50,6 +50,7 @@ class Found:
     levels: list[Document] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     beside: dict[str, Document] = field(default_factory=dict)  # by text: what stands in its result, too
+    comparison: Document | None = None  # with what is measured beside it; None: with a baseline that lies in --out
     stopped: str = ""
     status: int = 0
 
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure_speech(options: argparse.Namespace, device: Device) -> Found:
+    started_at = time.monotonic()
     kind, wanted = KINDS[options.kind], _wanted(options)
     assert kind.load is not None
     print("Loading model...", flush=True)
@@ -80,7 +82,7 @@ def _measure_speech(options: argparse.Namespace, device: Device) -> Found:
     found = Found(_configuration(options, device, ready.weights, ready.size, ready.optimization), bench.steps)
     found.notes += ready.notes
     try:
-        _run_through(found, bench, options)
+        _run_through(found, bench, options, started_at)
     except KeyboardInterrupt:
         found.stopped, found.status = "interrupted", INTERRUPTED
     except MeasurementFailed as error:
@@ -90,9 +92,9 @@ def _measure_speech(options: argparse.Namespace, device: Device) -> Found:
     return found
 
 
-def _run_through(found: Found, bench: Bench, options: argparse.Namespace) -> None:
-    """Warm up, time the texts, then the levels; what does not fit into the time limit is left out."""
-    started_at, texts = time.monotonic(), baseline_result.standard_texts()
+def _run_through(found: Found, bench: Bench, options: argparse.Namespace, started_at: float) -> None:
+    """Warm up, time the texts, then the levels; a level that does not fit into the time limit is left out."""
+    texts = baseline_result.standard_texts()
     print("Running warmup...", flush=True)
     bench.warm_up(texts[WARM_UP_TEXT], options.warm_up)
     print("Warmup complete", flush=True)
@@ -109,7 +111,10 @@ def _run_through(found: Found, bench: Bench, options: argparse.Namespace) -> Non
             return
         print(f"Speaking at once: {streams}", flush=True)
         spoken = {name: texts[name] for name in options.texts}
-        found.levels.append(baseline_levels.measure(bench.speaker, bench.device, streams, spoken, options.level_s))
+        level = baseline_levels.measure(
+            bench.speaker, bench.device, streams, spoken, options.level_s, heard=options.listeners
+        )
+        found.levels.append(level)
         took_s = time.monotonic() - level_at
 
 
@@ -118,8 +123,9 @@ def _measure_onnx(options: argparse.Namespace, device: Device) -> Found:
     spoken = {name: texts[name] for name in options.texts}
     told = baseline_onnx.measure(options.kind, _wanted(options), device, spoken, options.runs)
     configuration = _configuration(options, device, told.weights, told.size, told.optimization)
-    steps = Steps(warm_ups=baseline_onnx.WARM_UPS, runs=told.runs)
-    return Found(configuration, steps, told.texts, notes=told.notes, beside=told.beside)
+    return Found(
+        configuration, told.steps, told.texts, notes=told.notes, beside=told.beside, comparison=told.comparison
+    )
 
 
 def _wanted(options: argparse.Namespace) -> Wanted:
@@ -153,7 +159,9 @@ def _tell(found: Found, options: argparse.Namespace, began: datetime, device: De
     if not found.texts:
         return found.status if found.status == INTERRUPTED else _fail(found.stopped)
     document = _document(found, options, began)
-    compared = None if options.kind == "baseline" else baseline_result.compare(document, options.out)
+    compared = found.comparison
+    if compared is None and options.kind != "baseline":
+        compared = baseline_result.compare(document, options.out)
     if compared is not None:
         document["comparison"] = compared
     checks = baseline_result.validation(document, found.steps, device.name == "cuda")
@@ -186,6 +194,7 @@ def _document(found: Found, options: argparse.Namespace, began: datetime) -> Doc
         document["concurrency"] = {
             "prebuffer_ms": round(baseline_levels.PREBUFFER_S * 1000),
             "window_s": options.level_s,
+            "listeners": options.listeners,
             "levels": found.levels,
         }
     return document
@@ -221,7 +230,16 @@ def _parser() -> argparse.ArgumentParser:
         "--level-s", type=_seconds, default=20.0, metavar="S", help="seconds in which answers begin, a level (20)"
     )
     parser.add_argument(
-        "--limit-s", type=_seconds, default=86_400.0, metavar="S", help="begin no level that would end after these"
+        "--listeners",
+        action="store_true",
+        help="each stream asks again once its listener has heard an answer to its end (default: at once)",
+    )
+    parser.add_argument(
+        "--limit-s",
+        type=_seconds,
+        default=86_400.0,
+        metavar="S",
+        help="begin no level that would end later, counted from before the model is loaded",
     )
     parser.add_argument("--host", metavar="URL", help="the server, for --kind vllm")
     parser.add_argument("--model", metavar="NAME", help="what that server calls its model (default: tts-1)")

@@ -6,6 +6,7 @@ Kinds are S2's names. `baseline` is upstream's own `generate`, unoptimised; `str
 
 import contextlib
 import io
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ class Ready:
 
     speaker: Speaker
     weights: str  # random or trained
-    size: str  # tiny or full
+    size: str  # tiny or full: none is compared with another
     optimization: str
     notes: tuple[str, ...] = ()
 
@@ -154,7 +155,7 @@ def load_upstream(wanted: Wanted, device: Device) -> Ready:
 
 
 def _one_thread() -> None:
-    """As the bundled engine runs the tiny configuration: sharing out such small operations takes longer than doing them."""
+    """As the bundled engine runs the tiny configuration, whose operations are too small to be shared out."""
     import torch
 
     torch.set_num_threads(1)
@@ -179,7 +180,8 @@ def load_hybrid(wanted: Wanted, device: Device) -> Ready:
 
 
 def load_final(wanted: Wanted, device: Device) -> Ready:
-    return _bundled(wanted, device, wanted.streams, False, "CUDA graphs, continuous batching, streaming")
+    graphs = "CUDA graphs, " if device.name == "cuda" else ""
+    return _bundled(wanted, device, wanted.streams, False, f"{graphs}continuous batching, streaming")
 
 
 def _bundled(wanted: Wanted, device: Device, streams: int, whole: bool, optimization: str) -> Ready:
@@ -191,7 +193,19 @@ def _bundled(wanted: Wanted, device: Device, streams: int, whole: bool, optimiza
         weights=wanted.weights, random_weights=wanted.random_weights, device=device.name, streams=streams
     )
     engine = load_engine(ENGINES[wanted.engine], options)
-    return Ready(Bundled(engine, whole), engine.weights, "", optimization)
+    fewer = f"only {engine.streams} streams at a time fit into the device's memory: the others wait"
+    notes = (fewer,) if engine.streams < streams else ()
+    return Ready(Bundled(engine, whole), engine.weights, _size(wanted), optimization, notes)
+
+
+def _size(wanted: Wanted) -> str:
+    """Of a model that has been loaded: as asked for, or as its folder says. Upstream's folders say nothing."""
+    from gpu_server.engines.chatterbox.checkpoint import SIZE_FILE
+
+    if wanted.random_weights is not None:
+        return wanted.random_weights
+    told = wanted.weights / SIZE_FILE if wanted.weights is not None else None
+    return str(json.loads(told.read_text())["size"]) if told is not None and told.is_file() else "full"
 
 
 KINDS: dict[str, Kind] = {

@@ -1,8 +1,9 @@
 """Many streams at once: how soon each begins, and whether each keeps up with its listener. Knows nothing of models.
 
-Closed loops: every stream says one text after the other and never waits for its listener, so that all are always busy,
-which is harder than as many listeners. Their starts are spread over the first seconds. Answers begun within the window
-count; streams go on, uncounted, until the last of these has ended, so that the load is the same to the end.
+Closed loops: every stream says one text after the other, and its listener asks for the next as soon as one has ended
+(all are always busy, which is harder than as many listeners), or, `heard`, once it has heard the last one to its end.
+Their starts are spread over the first seconds. Answers begun within the window count; streams go on, uncounted, until
+the last of these has ended, so that the load is the same to the end.
 """
 
 import threading
@@ -51,6 +52,8 @@ def run_level(
     streams: int,
     texts: Mapping[str, str],
     window_s: float,
+    *,
+    heard: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Level:
     """Keep so many streams speaking: `window_s` seconds, and until the last answer begun in them has ended."""
@@ -80,13 +83,15 @@ def run_level(
             _say(speaker.speak(said[turn % len(said)]), answer, over, clock)
             turn += 1
             end_if_done()
-            if answer.error:
+            if answer.error or (heard and over.wait(_left_to_hear_s(answer, clock()))):
                 return
 
     threads = [threading.Thread(target=keep_speaking, args=(n,), daemon=True) for n in range(streams)]
     try:
         for thread in threads:
             thread.start()
+        over.wait(max(0.0, until - clock()))
+        end_if_done()  # all may be listening
         for thread in threads:
             thread.join()
     finally:
@@ -111,6 +116,11 @@ def _say(chunks: Iterator[Any], answer: Answer, over: threading.Event, clock: Ca
         if close := getattr(chunks, "close", None):
             close()  # stops the work at once
         answer.ended = True
+
+
+def _left_to_hear_s(answer: Answer, now: float, sample_rate: int = SAMPLE_RATE) -> float:
+    """Until a listener has heard it all, who began a prebuffer after the first chunk."""
+    return max(0.0, answer.chunk_at[0] + PREBUFFER_S + sum(answer.chunk_samples) / sample_rate - now)
 
 
 def figures(level: Level, sample_rate: int = SAMPLE_RATE) -> dict[str, Any]:
@@ -161,13 +171,13 @@ def _samples_within(level: Level) -> int:
 
 
 def measure(
-    speaker: Speaker, device: Device, streams: int, texts: Mapping[str, str], window_s: float
+    speaker: Speaker, device: Device, streams: int, texts: Mapping[str, str], window_s: float, *, heard: bool = False
 ) -> dict[str, Any]:
     """Run one level; its figures, the seconds of each stage and the GPU's memory."""
     device.clear()
     device.reset_peak()
     before = speaker.spent()
-    level = run_level(speaker, streams, texts, window_s)
+    level = run_level(speaker, streams, texts, window_s, heard=heard)
     device.synchronize()
     memory = device.memory()
     return {

@@ -85,6 +85,7 @@ class Steps:
 
     cleared: int = 0  # times that memory of a GPU was emptied
     warm_ups: int = 0
+    warmed_up_with: str = f"of {WARM_UP_TEXT}"
     timed: int = 0
     synchronized: int = 0  # timed runs with a GPU waited for before and after
     runs: dict[str, int] = field(default_factory=dict)  # by text, those with audio
@@ -172,11 +173,15 @@ def real_time_factor(latency_ms: float, audio_samples: float, sample_rate: int =
 
 
 def streaming(texts: Sequence[TextRuns]) -> dict[str, float]:
-    """S2's five figures of streaming, over all runs of these texts. Raises ValueError without any."""
+    """S2's five figures of streaming and the median first chunk, over all runs of these texts.
+
+    Raises ValueError without any.
+    """
     runs = [run for text in texts for run in text.runs]
     first, total = (latency([getattr(run, key) * 1000 for run in runs]) for key in ("first_chunk_s", "total_s"))
     return {
         "ttfc_mean_ms": first["mean_ms"],
+        "ttfc_p50_ms": first["p50_ms"],
         "ttfc_p95_ms": first["p95_ms"],
         "total_mean_ms": total["mean_ms"],
         "total_p95_ms": total["p95_ms"],

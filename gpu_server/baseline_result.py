@@ -110,17 +110,22 @@ def compare(found: Document, folder: Path) -> Document | None:
         before = _read(path)
         if before is None or not _comparable(before, found):
             continue
-        told: Document = {"baseline": path.name}
-        for name, key in _COMPARED.items():
-            was, now = before["summary"][key], found["summary"][key]
-            told[name] = {
-                "before": was,
-                "after": now,
-                "change_percent": round((now - was) / was * 100, 1) if was else None,
-                "ratio": round(was / now, 2) if now else None,
-            }
-        return told
+        return ratios(path.name, before["summary"], found["summary"])
     return None
+
+
+def ratios(baseline: str, before: Document, after: Document) -> Document:
+    """Two summaries side by side; `baseline` names the first."""
+    told: Document = {"baseline": baseline}
+    for name, key in _COMPARED.items():
+        was, now = before[key], after[key]
+        told[name] = {
+            "before": was,
+            "after": now,
+            "change_percent": round((now - was) / was * 100, 1) if was else None,
+            "ratio": round(was / now, 2) if now else None,
+        }
+    return told
 
 
 def _comparable(before: Document, found: Document) -> bool:
@@ -147,11 +152,12 @@ def comparison_line(told: Document) -> str:
     parts = []
     for name, title, unit in (("mean_ms", "mean", " ms"), ("p95_ms", "p95", " ms"), ("rtf", "RTF", "")):
         one = told[name]
-        parts.append(f"{title} {one['before']:g} -> {one['after']:g}{unit} ({_times(one['ratio'])})")
+        parts.append(f"{title} {one['before']:g} -> {one['after']:g}{unit} ({times(one['ratio'])})")
     return f"against {told['baseline']}: {', '.join(parts)}"
 
 
-def _times(ratio: float | None) -> str:
+def times(ratio: float | None) -> str:
+    """A ratio in words."""
     return "-" if ratio is None else f"{ratio:.2f} times as fast" if ratio >= 1 else f"{1 / ratio:.2f} times as slow"
 
 
@@ -167,10 +173,14 @@ def validation(found: Document, steps: Steps, cuda: bool) -> list[Check]:
         Check(
             "GPU memory cleared before each run",
             steps.cleared > len(found["results"]) if cuda else None,
-            f"{steps.cleared} times: before the warm-up and before each text" if cuda else NO_CUDA,
+            f"{steps.cleared} times, beside {len(found['results'])} texts" if cuda else NO_CUDA,
         ),
-        Check(f"Warmup phase completed ({WARM_UPS} runs)", steps.warm_ups >= WARM_UPS, f"{steps.warm_ups} runs"),
-        Check(f"Sufficient measurement runs ({RUNS}+)", runs >= RUNS, f"{runs} runs a text"),
+        Check(
+            f"Warmup phase completed ({WARM_UPS} runs)",
+            steps.warm_ups >= WARM_UPS,
+            f"{_runs(steps.warm_ups)} {steps.warmed_up_with}",
+        ),
+        Check(f"Sufficient measurement runs ({RUNS}+)", runs >= RUNS, f"{_runs(runs)} a text"),
         Check(
             "torch.cuda.synchronize() called for accurate timing",
             0 < steps.timed == steps.synchronized if cuda else None,
@@ -198,6 +208,10 @@ def validation(found: Document, steps: Steps, cuda: bool) -> list[Check]:
             (f"missing: {', '.join(unread)}" if unread else "peak, each text") if cuda else NO_CUDA,
         ),
     ]
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'' if count == 1 else 's'}"
 
 
 def _rtf_is_right(text: Document) -> bool:

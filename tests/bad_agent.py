@@ -64,7 +64,11 @@ class Caller:
         self._data = bytearray(rest)
         lines = head.decode().split("\r\n")
         self.path = lines[0].split()[1]
-        self._key = next(line.split(": ")[1] for line in lines if line.lower().startswith("sec-websocket-key"))
+        keys = [line.split(": ")[1] for line in lines if line.lower().startswith("sec-websocket-key")]
+        if not keys:  # no call: the master asks its targets for /health
+            self.answer("404 Not Found")
+            raise Gone
+        self._key = keys[0]
 
     def accept(self, accept: str | None = None) -> None:
         digest = hashlib.sha1((self._key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()

@@ -65,6 +65,7 @@ class Session:
     first_page_at: float = 0.0
     received: int = 0  # chunks
     sent: int = 0
+    chunk_at: list[float] = field(default_factory=list)  # when each was handed over
     user_offsets: list[int] = field(default_factory=list)  # positions one past the user's last voiced samples
     onsets: list[tuple[int, float]] = field(default_factory=list)  # position; when its chunk was handed over
     offsets: list[int] = field(default_factory=list)
@@ -215,6 +216,7 @@ class _Talk:
             if begin < last <= begin + CHUNK:
                 session.offsets.append(last)
         session.first_page_at = session.first_page_at or now
+        session.chunk_at.append(now)
         await self.socket.send(b"\x01" + page)
         session.sent += 1
         session.lag_max_s = max(session.lag_max_s, now - read_at)

@@ -208,7 +208,7 @@ def test_one_who_sends_nothing_but_answers_pings_stays(agent: Server) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly_amid_an_answer(tmp_path: Path, number: int) -> None:
     log = tmp_path / "agent.log"
-    options = ("--engine", "tone", "--tone-seconds", "3600", "--agent-log", str(log))
+    options = ("--engine", "tone", "--tone-seconds", "300", "--agent-log", str(log))
     with running_server(*options, trace=tmp_path / "trace.jsonl") as server:
         with call(server.port, "/ws/stopped") as caller:
             caller.say(0.3)

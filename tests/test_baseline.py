@@ -1,6 +1,7 @@
 """S2's benchmark inside one process: its statistics, its schema, its validation list; and its kinds, run on the CPU."""
 
 import importlib.util
+import itertools
 import json
 import re
 import subprocess
@@ -128,6 +129,7 @@ def test_a_text_is_timed_from_before_the_call_to_the_last_chunk() -> None:
     assert told["vram_current_gb"] == 2.72
     assert told["streaming"] == {
         "ttfc_mean_ms": 200.0,
+        "ttfc_p50_ms": 200.0,
         "ttfc_p95_ms": 200.0,
         "total_mean_ms": 500.0,
         "total_p95_ms": 500.0,
@@ -173,6 +175,41 @@ def test_what_is_asked_of_cuda_is_what_s2_writes() -> None:
         "max_memory_allocated",
         "memory_allocated",
     ]
+
+
+def test_a_gpu_is_told_by_name_memory_and_cuda_version() -> None:
+    class Properties:
+        name, total_memory = "NVIDIA H200", 150_123_456_789
+
+    class Module:
+        @staticmethod
+        def current_device() -> int:
+            return 1
+
+        @staticmethod
+        def get_device_properties(number: int) -> Properties:
+            assert number == 1
+            return Properties()
+
+    class Version:
+        cuda = "13.0"
+
+    class Torch:
+        cuda, version, __version__ = Module, Version, "2.13.0"
+
+    assert Cuda(Torch()).facts() == {
+        "gpu": "NVIDIA H200",
+        "gpu_memory_gb": 150.12,
+        "cuda_version": "13.0",
+        "pytorch_version": "2.13.0",
+    }
+
+
+def test_without_options_it_is_s2s_protocol() -> None:
+    options = baseline._parser().parse_args(["--engine", "chatterbox-turbo"])
+    assert (options.runs, options.warm_up, baseline.WARM_UP_TEXT) == (20, 5, "medium")
+    assert options.texts == ["ultra_short", "short", "medium", "long", "telephony_typical"]
+    assert options.out == Path("benchmarks/results")
 
 
 def test_warm_up_runs_are_in_no_result() -> None:
@@ -262,7 +299,7 @@ def test_the_nine_items_are_checked_from_what_was_done() -> None:
     document, steps = finished()
     document["comparison"] = {"baseline": "baseline_1.json"}
     checks = baseline_result.validation(document, steps, cuda=True)
-    assert len(checks) == 9 and all(check.done for check in checks), checks
+    assert [check.done for check in checks] == [True] * 9
 
 
 @pytest.mark.parametrize(
@@ -375,6 +412,29 @@ def test_so_many_streams_speak_at_once() -> None:
     assert all(found.ended and not found.error for found in level.answers if found.counted)
 
 
+class Quick(Scripted):
+    """Says whatever it is asked at once, in one chunk of so many seconds."""
+
+    def __init__(self, audio_s: float) -> None:
+        super().__init__(Clock(), [(0.0, round(audio_s * SECOND))])
+
+
+def test_a_stream_that_is_heard_asks_again_when_its_listener_has_heard_it_all() -> None:
+    """0.1 s of audio after a prebuffer of 0.1 s: the sixth answer cannot begin within a second of the first."""
+    level = baseline_levels.run_level(Quick(0.1), 1, {"short": "words"}, window_s=0.9, heard=True)
+    counted = [found for found in level.answers if found.counted]
+    assert 1 <= len(counted) <= 5
+    for before, after in itertools.pairwise(counted):
+        assert after.began_at - before.chunk_at[0] >= 0.2
+
+
+def test_a_level_ends_while_all_its_listeners_listen() -> None:
+    """An answer of an hour each: nobody waits for its end."""
+    level = baseline_levels.run_level(Quick(3600.0), 3, {"short": "words"}, window_s=0.2, heard=True)
+    assert len(level.answers) == 3
+    assert all(found.ended and found.counted for found in level.answers)
+
+
 # ---- the command
 
 
@@ -420,6 +480,10 @@ def test_each_kind_runs_for_real_and_writes_its_file(
     levels = ("--concurrency", "2", "--level-s", "0.5") if kind == "final_optimized" else ()
     few = ("--runs", "2", "--warm-up", "1", "--texts", "ultra_short")
     assert run_main(*TINY, "--kind", kind, *few, *levels, "--out", str(tmp_path)) == 0
+    import torch
+
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.benchmark
     said = capsys.readouterr().out
     (path,) = tmp_path.iterdir()
     assert re.fullmatch(rf"{kind}_\d{{8}}_\d{{6}}\.json", path.name)
@@ -439,12 +503,14 @@ def test_each_kind_runs_for_real_and_writes_its_file(
     if kind == "onnx_cpu":
         assert text["pytorch"]["latency"]["mean_ms"] > 0
         assert text["ratio"] > 0
-        assert "[ ] Warmup phase completed (5 runs): 1 runs" in said
+        assert "[ ] Warmup phase completed (5 runs): 1 run of each text, each way" in said
+        assert document["comparison"]["baseline"].startswith("the same in PyTorch")
     else:
         assert said.index("Running warmup...") < said.index("Warmup complete") < said.index("Benchmarking")
     if kind in ("streaming", "final_optimized"):
         assert set(text["streaming"]) == {
             "ttfc_mean_ms",
+            "ttfc_p50_ms",
             "ttfc_p95_ms",
             "total_mean_ms",
             "total_p95_ms",
@@ -505,11 +571,11 @@ def test_engines_and_benchmark_import_without_web_server_and_load_generator() ->
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"fastapi", "starlette", "uvicorn", "locust", "gevent", "websockets", "pyarrow",
-                                      "workers", "analysis", "locustfiles"}:
+        if name.partition(".")[0] in {"fastapi", "starlette", "uvicorn", "locust", "gevent", "websockets", "pandas",
+                                      "pyarrow", "workers", "analysis", "locustfiles"}:
             raise ImportError(f"{name} is not installed")
 sys.meta_path.insert(0, Absent())
-import gpu_server.baseline, gpu_server.scheduler, gpu_server.step_loop
+import gpu_server.baseline, gpu_server.bench_gpu, gpu_server.engines, gpu_server.scheduler, gpu_server.step_loop
 import gpu_server.engines.chatterbox.engine, gpu_server.engines.chatterbox.onnx_stages
 assert gpu_server.baseline_result.standard_texts()
 """

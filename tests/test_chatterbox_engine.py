@@ -1,4 +1,4 @@
-"""The Chatterbox engine from a request to its chunks, on the tiny configuration. Real modules, real threads, the CPU."""
+"""The Chatterbox engine from a request to its chunks, on the tiny configuration: real modules, threads, the CPU."""
 
 import asyncio
 import gc
@@ -258,7 +258,7 @@ def test_no_memory_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_no_cuda_is_said() -> None:
-    with pytest.raises(EngineUnavailable, match="--device cuda: .* try --device cpu"):
+    with pytest.raises(EngineUnavailable, match=r"--device cuda: .* try --device cpu"):
         engines.ChatterboxEngine("turbo", options(device="cuda"))
 
 

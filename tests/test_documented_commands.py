@@ -5,6 +5,8 @@ import re
 import shlex
 import signal
 import ssl
+import sys
+import tomllib
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -16,6 +18,7 @@ import pytest
 import soundfile
 import trustme
 
+from gpu_server.speech import ENGINES, EngineOptions, EngineUnavailable
 from tests import run_maker
 from tests.agent_peer import RATE, Talk, TwilioJson, agent_peer, voice, write_clips
 from tests.bad_agent import bad_agent
@@ -62,11 +65,13 @@ LOGS = [line for line in COMMANDS if _OF_LOG.fullmatch(line) and line != REPORT_
 CAPACITY = "python -m analysis.capacity runs/latest"
 VERDICTS = [line for line in COMMANDS if line.startswith(f"{REPORT} --targets") or "analysis.compare" in line]
 MAKE = {"make demo", "make test"}  # the one below, without its virtual environment; the other is what runs this
+INSTALLS = [line for line in COMMANDS if line.startswith("pip install")]
 
 
 def test_there_is_nothing_else() -> None:
     """A new kind of command needs a test here before it is documented."""
-    known = {*ROLES, *CALLS, *LOAD, *AGENTS, *SERVERS, *LOGS, *OTHERS, *SHAPES, *VERDICTS, CAPACITY, *MAKE, *DUPLEX}
+    known = {*ROLES, *CALLS, *LOAD, *AGENTS, *SERVERS, *LOGS, *OTHERS, *SHAPES, *VERDICTS, CAPACITY, *MAKE, *DUPLEX,
+             *INSTALLS}  # fmt: skip
     assert [line for line in COMMANDS if line not in known] == []
     assert [line for line in OTHERS if line not in COMMANDS] == []
     assert len(LOAD) >= 6
@@ -77,6 +82,24 @@ def test_there_is_nothing_else() -> None:
     assert len(SERVERS) >= 2
     assert len(AGENTS) == 1
     assert {line.split()[2] for line in LOGS} == {"analysis.report", "analysis.server_logs"}
+    assert len(INSTALLS) == 2
+
+
+def test_an_engine_that_is_not_installed_asks_for_what_is_documented(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same words, of extras and a file that there are; `make test` installs from the same."""
+    monkeypatch.setitem(sys.modules, "gpu_server.engines.chatterbox.engine", None)
+    with pytest.raises(EngineUnavailable) as refused:
+        ENGINES["chatterbox-turbo"](EngineOptions())
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    makefile = (ROOT / "Makefile").read_text()
+    for line in INSTALLS:
+        assert line in str(refused.value)
+        what = shlex.split(line)[-1]
+        if what.startswith(".["):
+            assert set(what[2:-1].split(",")) <= extras
+        else:
+            assert (ROOT / what).is_file()
+            assert line.removeprefix("pip install ") in makefile
 
 
 @pytest.fixture(scope="module")
@@ -440,6 +463,7 @@ def test_recover_as_documented(tmp_path: Path, server: Server) -> None:
     assert log.read_bytes() == whole
 
 
+@pytest.mark.alone
 def test_demo_that_is_interrupted_keeps_its_results_and_leaves_nothing_behind() -> None:
     pytest.importorskip("espeakng_loader", reason="the extra `espeak` is not installed")
     with locust("demo", "--run-time", "60s", cwd=ROOT, module="workers") as demo:
@@ -462,6 +486,7 @@ def _answers(url: str) -> bool:
         return False
 
 
+@pytest.mark.alone
 def test_demo(tmp_path: Path) -> None:
     """What `make demo` starts; its report and the path of the run directory are the last it says."""
     pytest.importorskip("espeakng_loader", reason="the extra `espeak` is not installed")

@@ -3,6 +3,7 @@
 Truth never comes from a second VAD: the peer puts its voice at a sample of its stream, and the queries end loudly.
 """
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +65,18 @@ class Done(NamedTuple):
         return self.turns[self.turns["session"] == session["session"]].iloc[-1], session, truth
 
 
+def held_s(truth: Session, position: int) -> float:
+    """How long a sample may have to wait for chunks before its own that came late; 0 on a machine that keeps up."""
+    late_s = [at - number * CHUNK_S for number, at in enumerate(truth.chunk_at[: position // CHUNK + 1])]
+    return max(late_s) - late_s[-1]
+
+
+def behind_s(truth: Session) -> float:
+    """By how much the peer's latest chunk was later than its soonest; 0 on a machine that keeps up."""
+    late_s = [at - number * CHUNK_S for number, at in enumerate(truth.chunk_at)]
+    return max(late_s) - min(late_s)
+
+
 def recordings(folder: Path, prompt: str | None = None) -> Path:
     """A query that begins and ends with loud samples; with a prompt another one that has it."""
     folder.mkdir(parents=True)
@@ -117,10 +130,11 @@ def test_the_transfer_is_the_peers_own(roles: Done, name: str) -> None:
     assert turn["user_offset_position_s"] == pytest.approx(user_offset / RATE, abs=0.002)
     assert turn["agent_onset_position_s"] == pytest.approx(position / RATE, abs=0.025)
     assert turn["stream_transfer_offset_s"] == pytest.approx((position - user_offset) / RATE, abs=0.025)
-    assert turn["agent_onset_at"] == pytest.approx(sent_at + position % CHUNK / RATE, abs=0.04)
+    held = held_s(truth, position)
+    assert -0.04 <= turn["agent_onset_at"] - (sent_at + position % CHUNK / RATE) <= held + 0.04
     # As heard: by position, a chunk later at least, at most two, with the lag.
     later_s = turn["floor_transfer_offset_s"] - turn["stream_transfer_offset_s"] - turn["lag_s"]
-    assert 0.0 <= later_s <= 2 * CHUNK_S + 0.04
+    assert 0.0 <= later_s <= 2 * CHUNK_S + held + 0.04
 
 
 @pytest.mark.parametrize("name", ANSWERING[:-1])  # the last one's mm-hm has text of its own
@@ -234,7 +248,7 @@ def test_a_spoiled_page_moves_nothing_that_comes_after_it(roles: Done) -> None:
     assert turn["stream_transfer_offset_s"] == pytest.approx(
         (truth.onsets[-1][0] - truth.user_offsets[-1]) / RATE, abs=0.025
     )
-    assert session["lag_max_s"] <= CHUNK_S
+    assert session["lag_max_s"] <= CHUNK_S + math.ceil((behind_s(truth) - 0.01) / CHUNK_S) * CHUNK_S  # in whole chunks
 
 
 def test_a_server_that_sends_nothing_any_more_is_told_by_name(roles: Done) -> None:

@@ -48,7 +48,7 @@ def answered(rows: pd.DataFrame) -> pd.DataFrame:
 @pytest.mark.parametrize("drain", ["10", "0.2"], ids=["turns end", "turns are cut"])
 def test_run_time_with_turns_in_flight(tmp_path: Path, server: Server, processes: list[str], drain: str) -> None:
     with locust(
-        *LOAD, *processes, *_own_port(processes), "--headless", "--run-time", "4s", "--drain-s", drain,
+        *LOAD, *processes, *_own_port(processes), "--headless", "--run-time", "3s", "--drain-s", drain,
         "--host", server.url, cwd=tmp_path,
     ) as run:  # fmt: skip
         assert run.end() == 0, run.said
@@ -100,7 +100,7 @@ def test_autoquit(tmp_path: Path, server: Server) -> None:
     ui = ["--web-host", "127.0.0.1", "--web-port", str(free_port()), "--autostart", "--autoquit", "0"]
     processes = ["--processes", "2"]
     with locust(
-        *LOAD, *processes, *_own_port(processes), *ui, "--run-time", "4s", "--host", server.url, cwd=tmp_path
+        *LOAD, *processes, *_own_port(processes), *ui, "--run-time", "3s", "--host", server.url, cwd=tmp_path
     ) as run:
         assert run.end() == 0, run.said
     assert server.trace is not None
@@ -310,7 +310,7 @@ def test_one_process_and_four_give_the_same(tmp_path: Path, server: Server) -> N
         folder = tmp_path / f"{len(processes)}"
         folder.mkdir()
         with locust(
-            *LOAD, *processes, *_own_port(processes), "--headless", "--run-time", "6s", "--host", server.url, cwd=folder
+            *LOAD, *processes, *_own_port(processes), "--headless", "--run-time", "4s", "--host", server.url, cwd=folder
         ) as run:
             assert run.end() == 0, run.said
         rows = turns(run_dirs(folder)[0])

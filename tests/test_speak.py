@@ -20,7 +20,7 @@ FAST = [
     "--spawn-rate",
     "6",
     "--run-time",
-    "3s",
+    "2s",
     "--think-s",
     "0.05",
     "0.1",
@@ -303,7 +303,8 @@ def test_open_loop_keeps_the_schedule_and_counts_who_was_dropped(tmp_path: Path)
 
 def test_warm_up_is_a_phase(tmp_path: Path) -> None:
     with running_server("--engine", "tone") as server:
-        run_locust("-f", SPEAK, *FAST, "--warm-up-s", "1", "--host", server.url, cwd=tmp_path)
+        longer = ("--run-time", "3s", "--warm-up-s", "1")
+        run_locust("-f", SPEAK, *FAST, *longer, "--host", server.url, cwd=tmp_path)
     rows = turns(run_dirs(tmp_path)[0])
     assert set(rows.phase) == {"warm_up", "measured"}
     assert rows[rows.phase == "warm_up"].intended_at.max() < rows[rows.phase == "measured"].intended_at.min()

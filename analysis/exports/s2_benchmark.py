@@ -8,6 +8,7 @@ streaming           first chunk and end as the client has them; chunks are arriv
 vram_peak_gb        null: a client cannot know it. max_vram_gb: the peak of what the target's own metrics said, if
                     they were scraped (--metrics): all that the GPU held, whoever held it.
 gpu, cuda_version   null: they are the target's.
+weights             random where the target says so; null: a client cannot know.
 measurement_runs    answered requests of the text that has fewest.
 warmup_runs         requests of the warm-up; `batch_size`: users at a time.
 """
@@ -75,7 +76,7 @@ def benchmark(run: Run, benchmark_type: str, engine: str) -> Result:
             "model": engine,
             "optimization": benchmark_type,
             "batch_size": run.manifest.get("users"),
-            "weights": "random" if words else "trained",
+            "weights": "random" if words else None,
             "host": run.manifest.get("host"),
         },
         "results": {name: _text(name, rows, counted) for name, rows in by_text.items()},

@@ -18,6 +18,7 @@ from gpu_server.engines.chatterbox.build import TOKENS_OF_SPEECH
 from gpu_server.engines.chatterbox.checkpoint import Model
 from gpu_server.engines.chatterbox.flow import FRAMES, LOOKAHEAD, MELS, Flow
 from gpu_server.engines.chatterbox.graphs import Graphs
+from gpu_server.engines.chatterbox.heap import give_large_blocks_back
 from gpu_server.engines.chatterbox.sampling import DEFAULTS, Sampling
 from gpu_server.engines.chatterbox.sounds import ROWS, WINDOWS, Sounds, Streaming
 from gpu_server.engines.chatterbox.stopwatch import Stopwatch
@@ -78,6 +79,8 @@ class ChatterboxStages:
         self._conditionals: dict[Path | None, Any] = {None: model.conds}
         self.t3_time, self.s3gen_time = Stopwatch(setting.device), Stopwatch(setting.device)
         self.t3_tokens = 0
+        if setting.device.type == "cpu":
+            give_large_blocks_back()
 
     # ---- texts and voices, from any thread
 
