@@ -33,6 +33,7 @@ class Request:
     number: int = -1  # of the segment being spoken
     slot: int | None = None
     tokens: list[int] = field(default_factory=list)  # of this segment
+    drawn: int = 0  # tokens of this segment, with those that are no speech
     ended: bool = False  # no more tokens of this segment come
     made: int = 0  # tokens of this segment that are audio, or on their way to be
     hops: int = 0
@@ -76,5 +77,5 @@ class Request:
     def begin_segment(self, slot: int) -> None:
         self.number += 1
         self.slot, self.tokens, self.ended = slot, [], False
-        self.made = self.hops = 0
+        self.made = self.hops = self.drawn = 0
         self.state = None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 from gpu_server.request import Request
-from gpu_server.scheduler import Scheduler
+from gpu_server.scheduler import QueueFull, Scheduler
 from gpu_server.speech import Pcm
 
 SAMPLE_RATE = 24_000
@@ -93,8 +93,10 @@ class StepLoop:
         self._thread.start()
 
     def submit(self, request: Request) -> None:
-        """Speak it. Raises QueueFull."""
+        """Speak it. Raises QueueFull, also once the loop is being closed."""
         with self._lock:
+            if self._closing:
+                raise QueueFull("the engine is being closed")
             self._scheduler.submit(request)
         self._came.put(None)
 
@@ -108,11 +110,14 @@ class StepLoop:
             return len(self._scheduler.running) + len(self._scheduler.ended), len(self._scheduler.waiting)
 
     def close(self) -> None:
-        """Stop; who is being spoken to hears the end."""
-        self._closing = True
+        """Stop; who is being spoken to, or waits, is told."""
+        with self._lock:
+            begun, self._closing = self._thread.ident is not None, True
         self._came.put(None)
-        if self._thread.is_alive():
+        if begun:
             self._thread.join()
+        else:
+            self._stop()
 
     # ---- the thread
 
@@ -120,6 +125,9 @@ class StepLoop:
         while not self._closing:
             self._take(wait=self._is_idle())
             self.turn()
+        self._stop()
+
+    def _stop(self) -> None:
         for request in self._everybody():
             self._end(request, RuntimeError("the engine was closed"))
         self._stages.close()
@@ -175,7 +183,11 @@ class StepLoop:
             self._read(self._steps.popleft())
 
     def _read(self, step: _Step) -> None:
-        tokens = step.drawn.tokens()
+        try:
+            tokens = step.drawn.tokens()
+        except Exception as error:  # of the device, on the way here
+            self._fail([request for _, request, _ in step.of], error)
+            return
         for place, request, number in step.of:
             if request.over or request.ended or request.number != number:
                 continue  # it drew one too many
@@ -183,8 +195,9 @@ class StepLoop:
             segment, stages = request.segment, self._stages
             if token != stages.end_token and token < stages.speech_tokens:
                 request.tokens.append(token)
+            request.drawn += 1
             most = segment.expected if stages.never_ends else segment.most
-            if token == stages.end_token or len(request.tokens) >= most:
+            if token == stages.end_token or request.drawn >= most:
                 request.runaway |= token != stages.end_token and not stages.never_ends
                 request.tokens.extend(stages.closing)
                 with self._lock:
@@ -225,8 +238,8 @@ class StepLoop:
                     if request.first_at is None:
                         request.first_at = self._clock()
                     request.audio_s += len(pcm) / SAMPLE_RATE
-                    request.deliver(pcm)
-                if last:
+                    self._deliver(request, pcm)
+                if last and not request.over:
                     self._end_segment(request)
 
     def _end_segment(self, request: Request) -> None:
@@ -238,7 +251,15 @@ class StepLoop:
     def _end(self, request: Request, error: Exception | None) -> None:
         request.over = True
         request.state = None
-        request.deliver(error)
+        self._deliver(request, error)
+
+    def _deliver(self, request: Request, item: Pcm | Exception | None) -> None:
+        try:
+            request.deliver(item)
+        except Exception as error:  # whoever asked is no longer fit to listen
+            print(f"gpu_server: a listener failed: {type(error).__name__}: {error}", file=sys.stderr)
+            if not request.over:
+                self._drop(request)
 
     def _drop(self, request: Request) -> None:
         with self._lock:
@@ -252,7 +273,7 @@ class StepLoop:
         for request in requests:
             if not request.over:
                 self._drop(request)
-                request.deliver(error)
+                self._deliver(request, error)
 
     def _everybody(self) -> list[Request]:
         scheduler = self._scheduler

@@ -135,7 +135,7 @@ def test_load(tmp_path: Path, server: Server, line: str) -> None:
 
 
 # Instead of the documented levels and times.
-_BRIEF = {"--run-time": "3s", "--users": "4", "--spawn-rate": "4", "--level-s": "2", "--warm-up-s": "1",
+_BRIEF = {"--run-time": "3s", "--users": "4", "--spawn-rate": "4", "--level-s": "3", "--warm-up-s": "1",
           "--capacity-first": "1"}  # fmt: skip
 
 

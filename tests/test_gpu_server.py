@@ -199,7 +199,8 @@ def test_the_trace_of_an_answer(client: httpx.Client, server: Server) -> None:
     body = {"text": TEXT, "speaker_id": "bass", "format": "pcm"}
     answer = client.post("/v1/synthesize", json=body, headers={"X-Request-ID": "traced"})
     row = server.row("traced")
-    assert set(row) == TraceRow.__required_keys__
+    assert set(row) == TraceRow.__required_keys__ | {"marks"}
+    assert row["marks"] is None
     assert row["admitted_at"] is not None
     assert row["first_audio_at"] is not None
     assert row["received_at"] <= row["admitted_at"] <= row["first_audio_at"] <= row["finished_at"]
