@@ -71,6 +71,7 @@ class Done:
     path: Path | None
     why: str
     took_s: float
+    interrupted: bool = False  # by Ctrl-C
 
 
 def plan(cuda: bool) -> list[Part]:
@@ -123,16 +124,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"cannot write {error.filename or options.out}: {error.strerror or error}")
     done: list[Done] = []
-    interrupted = False
-    try:
-        parts = plan(device.name == "cuda")
-        for number, part in enumerate(parts):
-            left_s = options.limit_s - (time.monotonic() - started_at)
-            share = share_s(parts[number:], left_s)
-            print(f"== {part.engine}, {part.name}: {share:.0f} s", flush=True)
-            done.append(run_part(part, share, folder, _command(part, options, device.name, folder)))
-    except KeyboardInterrupt:
-        interrupted = True
+    parts = plan(device.name == "cuda")
+    for number, part in enumerate(parts):
+        share = share_s(parts[number:], options.limit_s - (time.monotonic() - started_at))
+        print(f"== {part.engine}, {part.name}: {share:.0f} s", flush=True)
+        done.append(run_part(part, share, folder, _command(part, options, device.name, folder)))
+        if done[-1].interrupted:
+            break
     found = [(one.part.engine, one.part.name, _read(one.path)) for one in done]
     summary = _summary(began, options, device.facts(), done, Found.of(found))
     print("\n".join(["", *_lines(summary)]), flush=True)
@@ -142,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"cannot write {error.filename or folder}: {error.strerror or error}")
     print(f"Results saved to: {path}, after {time.monotonic() - started_at:.0f} s")
-    return INTERRUPTED if interrupted else int(all(one.path is None for one in done))
+    return INTERRUPTED if done[-1].interrupted else int(all(one.path is None for one in done))
 
 
 def _command(part: Part, options: argparse.Namespace, device: str, folder: Path) -> list[str]:
@@ -172,26 +170,28 @@ def run_part(part: Part, share: float, folder: Path, command: Sequence[str]) -> 
         text=True,
         errors="replace",
     )
-    said, ended = "", False
+    said, ended, interrupted = "", False, False
     try:
         said, ended = _wait(process, share - grace_s)
         if not ended:
             process.send_signal(signal.SIGINT)
             _wait(process, grace_s)
     except KeyboardInterrupt:
+        interrupted = True
         process.send_signal(signal.SIGINT)
         _wait(process, grace_s)
-        raise
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     took_s = time.monotonic() - began_at
     written = sorted(set(folder.glob("*.json")) - before)
-    if written:
-        return Done(part, written[0], "" if ended else f"its share of {share:.0f} s ended before it had all", took_s)
-    last = said.strip().splitlines()[-1].removeprefix("baseline: ") if ended and said.strip() else ""
-    return Done(part, None, last or f"its share of {share:.0f} s ended before it had anything", took_s)
+    path = written[0] if written else None
+    if ended:
+        last = said.strip().splitlines()[-1].removeprefix("baseline: ") if said.strip() else "it wrote nothing"
+        return Done(part, path, last if path is None else "", took_s)
+    why = "interrupted" if interrupted else f"its share of {share:.0f} s ended"
+    return Done(part, path, f"{why} before it had {'all' if path else 'anything'}", took_s, interrupted)
 
 
 def _wait(process: "subprocess.Popen[str]", within_s: float) -> tuple[str, bool]:

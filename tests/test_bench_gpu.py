@@ -200,6 +200,35 @@ time.sleep(600)
     assert done.why == "its share of 4 s ended before it had all"
 
 
+def test_ctrl_c_is_handed_on_and_keeps_what_was_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ready").touch()
+    program = f"""
+folder = pathlib.Path({str(tmp_path)!r})
+def end(*_):
+    (folder / "a.json").touch()
+    sys.exit(130)
+signal.signal(signal.SIGINT, end)
+(folder / "ready").unlink()
+time.sleep(600)
+"""
+    waited: list[float] = []
+
+    def wait(process: Any, within_s: float) -> tuple[str, bool]:
+        waited.append(within_s)
+        if len(waited) > 1:
+            return bench_gpu_wait(process, within_s)
+        while (tmp_path / "ready").exists():
+            assert process.poll() is None
+        raise KeyboardInterrupt
+
+    bench_gpu_wait = bench_gpu._wait
+    monkeypatch.setattr(bench_gpu, "_wait", wait)
+    done = run_part(PART, 60.0, tmp_path, child(program))
+    assert done.interrupted
+    assert (done.path, done.why) == (tmp_path / "a.json", "interrupted before it had all")
+    assert waited == [50.0, 10.0]
+
+
 def test_a_part_that_will_not_end_is_ended(tmp_path: Path) -> None:
     done = run_part(PART, 3.0, tmp_path, child("signal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(600)"))
     assert done.path is None
