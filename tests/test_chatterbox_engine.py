@@ -1,6 +1,7 @@
 """The Chatterbox engine from a request to its chunks, on the tiny configuration: real modules, threads, the CPU."""
 
 import asyncio
+import dataclasses
 import gc
 import importlib
 import threading
@@ -19,6 +20,7 @@ if importlib.util.find_spec("chatterbox") is None:
 
 engines: Any = importlib.import_module("gpu_server.engines.chatterbox.engine")
 text: Any = importlib.import_module("gpu_server.engines.chatterbox.text")
+sampling: Any = importlib.import_module("gpu_server.engines.chatterbox.sampling")
 stages: Any = importlib.import_module("gpu_server.engines.chatterbox.stages")
 
 KINDS = ("turbo", "original")
@@ -33,7 +35,15 @@ def options(**changed: Any) -> EngineOptions:
 
 @pytest.fixture(scope="module", params=KINDS)
 def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
-    engine = engines.load_engine(request.param, options())
+    """One whose audio tells texts and tokens apart, and the same tokens each time.
+
+    Random weights make audio that hardly depends on the mel: the vocoder's first layer is made louder. Their chances
+    are so flat that a token drawn by chance turns with the last digit of a sum: the likeliest one is taken.
+    """
+    engine = engines.ChatterboxEngine(request.param, options())
+    engine._model.s3gen.mel2wav.conv_pre.parametrizations.weight.original0.data *= 30
+    engine.start()
+    engine._stages._sampling = dataclasses.replace(sampling.DEFAULTS[request.param], temperature=0.0)
     yield engine
     engine.close()
 
@@ -89,7 +99,7 @@ def test_the_same_text_sounds_the_same_alone_and_among_others(engine: Any) -> No
 def test_other_texts_sound_otherwise(engine: Any) -> None:
     one, other = said(engine, "One two three four."), said(engine, "Five six seven eig.")
     size = min(len(one), len(other))
-    assert np.abs(one[:size].astype(int) - other[:size]).max() > 100
+    assert np.abs(one[:size].astype(int) - other[:size]).max() > 1000
 
 
 def test_a_long_text_is_spoken_in_segments_and_whole(engine: Any) -> None:

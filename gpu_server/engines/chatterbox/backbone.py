@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from torch import Tensor
+from torch.nn import functional
 
 Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Of a layer's queries, keys and values, each [rows, heads, length, size], what is attended to, of the same shape."""
@@ -34,7 +35,8 @@ def _gpt2(transformer: Any, x: Tensor, positions: Tensor, attend: Attend) -> Ten
         q, k, v = block.attn.c_attn(block.ln_1(x)).chunk(3, -1)
         attended = attend(number, _split(q, heads), _split(k, heads), _split(v, heads))
         x = x + block.attn.c_proj(_join(attended))
-        x = x + block.mlp(block.ln_2(x))
+        # The model's "gelu_new", which transformers computes in eight operations.
+        x = x + block.mlp.c_proj(functional.gelu(block.mlp.c_fc(block.ln_2(x)), approximate="tanh"))
     hidden: Tensor = transformer.ln_f(x)
     return hidden
 

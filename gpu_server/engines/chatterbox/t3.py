@@ -158,7 +158,7 @@ class T3Slots:
         hidden = backbone.walk(self._t3, embedded, positions, self._attend(rows, positions, span, gather=True))
         final = hidden[torch.arange(len(rows), device=self.device), last]
         self._position[slots] = (begins + last + 1).view(count, -1)[:, 0]
-        self._step[slots] = 0
+        self._step.index_fill_(0, slots, 0)  # a number of Python's would be copied from the host: no graph holds that
         return self._draw(final, slots)
 
     def _embed_text(self, tokens: Tensor, last: Tensor) -> Tensor:
@@ -229,12 +229,13 @@ class T3Slots:
         drawn = sampling.draw(logits, self._parameters, slots, uniform)
         self._token[slots] = drawn
         self._step[slots] = step + 1
-        self._parameters.seen[slots, drawn] = True
+        self._parameters.seen[slots, drawn] = torch.ones_like(drawn, dtype=torch.bool)
         return drawn
 
     def _attend(self, rows: Tensor, positions: Tensor, span: int, *, gather: bool) -> backbone.Attend:
         """Attention of each row to its own past, and to itself. gather: the rows are any, else the first ones."""
         sees = torch.arange(span, device=self.device) <= positions[:, None, :, None]
+        bias = torch.zeros(sees.shape, dtype=self._keys.dtype, device=self.device).masked_fill(~sees, float("-inf"))
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = self._keys[layer], self._values[layer]
@@ -244,7 +245,7 @@ class T3Slots:
                 keys, values = keys[rows, :, :span], values[rows, :, :span]
             else:
                 keys, values = keys[: len(rows), :, :span], values[: len(rows), :, :span]
-            return functional.scaled_dot_product_attention(q, keys, values, attn_mask=sees)
+            return functional.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
 
         return attend
 

@@ -54,8 +54,7 @@ class Vocoder:
         noise = torch.randn((self.harmonics, _NOISE_FRAMES * FRAME), generator=generator)
         self._noise = noise.to(self.device)
         self._harmonic = torch.arange(1, self.harmonics + 1, device=self.device)[:, None]
-        fade: Tensor = s3gen.trim_fade
-        self.fade = fade  # upstream's, over the first samples of all
+        self.fade: Tensor = s3gen.trim_fade.to(self.device)  # upstream's, over the first samples of all
 
     def phases(self, generator: torch.Generator) -> Tensor:
         """Where the harmonics of a request start, [harmonics], as upstream draws them."""
