@@ -24,6 +24,7 @@ SENTENCES = (
 )
 
 
+@torch.inference_mode(False)
 def made(kind: str) -> Any:
     """A tiny model whose output hangs on all of its input: what weights begin with leaves some of it out."""
     torch.set_num_threads(1)
@@ -41,8 +42,8 @@ def made(kind: str) -> Any:
     if mixer is not None:
         draw(mixer.weight, 0.1)
     hift = model.s3gen.mel2wav
-    for layer in (hift.conv_pre, hift.conv_post, *hift.ups):
-        draw(layer.parametrizations.weight.original0, 1.0)
+    for layer, gain in ((hift.conv_pre, 2.0), (hift.conv_post, 1.0), *((layer, 1.5) for layer in hift.ups)):
+        layer.parametrizations.weight.original0.data.fill_(gain)
     for module in (model.t3, model.s3gen, model.voice_encoder):
         module.requires_grad_(False)
     return model

@@ -1,5 +1,6 @@
 """Weights from a folder: what is saved is loaded to the last digit, and whatever is wrong is named with its file."""
 
+import functools
 import importlib
 import json
 import shutil
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chatterbox_fixtures import KINDS, checkpoint, text_tokens, theirs, torch
+from chatterbox_fixtures import KINDS, checkpoint, made, text_tokens, torch
 
 from gpu_server.speech import EngineUnavailable
 
@@ -23,6 +24,12 @@ T3 = {"turbo": "t3_turbo_v1.safetensors", "original": "t3_cfg.safetensors"}
 TOKENIZER = {"turbo": "tokenizer_config.json", "original": "tokenizer.json"}
 
 
+@functools.cache
+def model(kind: str) -> Any:
+    """Of these tests alone: upstream's inference leaves things in a model."""
+    return made(kind)
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -31,7 +38,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def saved(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(kind) / "weights"
-    checkpoint.save(theirs(kind), folder)
+    checkpoint.save(model(kind), folder)
     return folder
 
 
@@ -60,17 +67,17 @@ def refusal(kind: str, folder: Path) -> str:
 
 
 def test_what_is_saved_is_loaded_to_the_last_digit(kind: str, saved: Path) -> None:
-    model, loaded = theirs(kind), checkpoint.from_folder(kind, saved)
+    saved_one, loaded = model(kind), checkpoint.from_folder(kind, saved)
     assert (loaded.kind, loaded.size, loaded.weights) == (kind, "tiny", "random")
     for part in ("t3", "s3gen", "voice_encoder"):
-        before, after = getattr(model, part).state_dict(), getattr(loaded, part).state_dict()
+        before, after = getattr(saved_one, part).state_dict(), getattr(loaded, part).state_dict()
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before), part
-    assert model.conds.gen.keys() == loaded.conds.gen.keys()
-    for name, value in model.conds.gen.items():
+    assert saved_one.conds.gen.keys() == loaded.conds.gen.keys()
+    for name, value in saved_one.conds.gen.items():
         assert value is None or torch.equal(value, loaded.conds.gen[name]), name
-    assert torch.equal(model.conds.t3.speaker_emb, loaded.conds.t3.speaker_emb)
-    assert torch.equal(model.conds.t3.cond_prompt_speech_tokens, loaded.conds.t3.cond_prompt_speech_tokens)
+    assert torch.equal(saved_one.conds.t3.speaker_emb, loaded.conds.t3.speaker_emb)
+    assert torch.equal(saved_one.conds.t3.cond_prompt_speech_tokens, loaded.conds.t3.cond_prompt_speech_tokens)
 
 
 def test_the_tokenizer_that_is_loaded_reads_texts_as_before(kind: str, saved: Path) -> None:
@@ -167,7 +174,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def test_a_weight_of_another_shape_is_named_with_both_shapes(kind: str, folder: Path) -> None:
     path = folder / T3[kind]
-    shape = tuple(theirs(kind).t3.speech_head.weight.shape)
+    shape = tuple(model(kind).t3.speech_head.weight.shape)
     other = (shape[0] + 1, shape[1])
     rewritten(path, lambda tensors: tensors.update({"speech_head.weight": torch.zeros(other)}))
     said = refusal(kind, folder)
@@ -189,7 +196,7 @@ def test_weights_that_nobody_knows_do_no_harm(kind: str, folder: Path) -> None:
     """Upstream's own files have some: Turbo's T3 brings an embedding that its loader takes away."""
     rewritten(folder / T3[kind], lambda tensors: tensors.update({"tfmr.wte.weight": torch.zeros(2, 2)}))
     loaded = checkpoint.from_folder(kind, folder)
-    assert torch.equal(loaded.t3.speech_head.weight, theirs(kind).t3.speech_head.weight)
+    assert torch.equal(loaded.t3.speech_head.weight, model(kind).t3.speech_head.weight)
 
 
 @pytest.mark.parametrize("content", ["nonsense", "[]", json.dumps({"size": "huge", "weights": "random"})])
@@ -201,7 +208,7 @@ def test_a_size_that_cannot_be_read_is_named(kind: str, folder: Path, content: s
 def test_a_folder_that_says_no_size_is_of_the_full_one(kind: str, folder: Path) -> None:
     """As upstream's are: the tiny weights are then of another shape, and the file is named."""
     (folder / "cicada.json").unlink()
-    build_t3, sizes = build.build_t3, []
+    build_t3, build_s3gen, sizes = build.build_t3, build.build_s3gen, []
 
     def noted(kind: str, size: str) -> Any:
         sizes.append(size)
@@ -209,6 +216,6 @@ def test_a_folder_that_says_no_size_is_of_the_full_one(kind: str, folder: Path) 
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(build, "build_t3", noted)
-        patched.setattr(build, "build_s3gen", lambda kind, size: theirs(kind).s3gen)
+        patched.setattr(build, "build_s3gen", lambda kind, size: build_s3gen(kind, "tiny"))
         assert checkpoint.from_folder(kind, folder).weights == "trained"
     assert sizes == ["full"]
