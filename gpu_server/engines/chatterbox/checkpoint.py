@@ -80,10 +80,9 @@ def from_folder(kind: Kind, folder: Path) -> Model:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         others = [other for other in build.KINDS if (folder / FILES[other]["t3"]).is_file()]
-        hint = (
-            f"; it is a folder of {_engine(others[0])}: use --engine {_engine(others[0])}" if others != [kind] else ""
-        )
-        raise EngineUnavailable(f"--weights {folder}: no {missing[0]}{hint if others else ''}")
+        found = _engine(others[0]) if others and kind not in others else ""
+        hint = f"; it is a folder of {found}: use --engine {found}" if found else ""
+        raise EngineUnavailable(f"--weights {folder}: no {missing[0]}{hint}")
     size, weights = _size_of(folder)
     t3 = build.build_t3(kind, size)
     _fill(t3, folder / FILES[kind]["t3"])

@@ -16,8 +16,8 @@ _CHARACTERS_S = 14.0  # as people read aloud, spaces included
 _SLACK_S = 1.0
 _RUNAWAY = 2.0  # a generation that is so many times longer than its text is no longer of its text
 
-_ENDS = re.compile(r"(?<=[.!?;:。！？।])\s*")  # noqa: RUF001 - those of other scripts
-_COMMAS = re.compile(r"(?<=[,،、])\s*")
+_ENDS = re.compile(r"(?<=[.!?;:])\s+|(?<=[。！？।])\s*")  # noqa: RUF001 - those of other scripts, which have no spaces
+_COMMAS = re.compile(r"(?<=,)\s+|(?<=[،、])\s*")
 _SPACES = re.compile(r"\s+")
 
 
@@ -44,6 +44,9 @@ def _speakable(text: str) -> str:
 
 def _packed(text: str, longest: int) -> Iterator[str]:
     """Pieces of whole sentences, as long as they may be."""
+    if len(text) <= longest:
+        yield from filter(None, [text])
+        return
     held = ""
     for piece in _cut(text, longest, (_ENDS, _COMMAS, _SPACES)):
         joined = f"{held} {piece}" if held else piece
