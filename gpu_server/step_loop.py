@@ -186,10 +186,10 @@ class StepLoop:
         try:
             tokens = step.drawn.tokens()
         except Exception as error:  # of the device, on the way here
-            self._fail([request for _, request, _ in step.of], error)
+            self._fail([request for _, request, number in step.of if self._wants(request, number)], error)
             return
         for place, request, number in step.of:
-            if request.over or request.ended or request.number != number:
+            if not self._wants(request, number):
                 continue  # it drew one too many
             token = tokens[place]
             segment, stages = request.segment, self._stages
@@ -204,6 +204,11 @@ class StepLoop:
                     stages.free(self._scheduler.end_tokens(request))
                 if not request.tokens:
                     self._end_segment(request)
+
+    @staticmethod
+    def _wants(request: Request, number: int) -> bool:
+        """Whether it still waits for tokens of that segment."""
+        return not (request.over or request.ended or request.number != number)
 
     def _sound(self) -> None:
         together = self._scheduler.next_pieces(self._clock())

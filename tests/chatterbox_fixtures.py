@@ -137,3 +137,13 @@ def upstream_samples(kind: str, mel: Any, phases: Any, noise: Any) -> Any:
         patched.setattr(torch, "randn_like", lambda like: noise[None] if like.shape[1] > 1 else torch.zeros_like(like))
         samples, _ = theirs(kind).s3gen.mel2wav.inference(mel[None])
     return samples[0]
+
+
+def voiced(kind: str, monkeypatch: pytest.MonkeyPatch, hertz: float) -> None:
+    """Random weights find no pitch: give them one that glides, so that there are sine waves."""
+
+    def pitch(frames: Any) -> Any:
+        return hertz + frames[:, 0] * 5
+
+    for model in (ours(kind), theirs(kind)):
+        monkeypatch.setattr(model.s3gen.mel2wav.f0_predictor, "forward", pitch)

@@ -4,6 +4,7 @@ import functools
 import importlib
 import itertools
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -274,6 +275,18 @@ def test_with_the_same_random_numbers_the_draws_are_upstreams(batch: Batch, kind
     assert expected != greedily(kind, SENTENCES[0])
 
 
+def test_the_start_token_counts_as_drawn_where_upstream_has_it_so(batch: Batch, kind: str) -> None:
+    """Always in the original; in Turbo at the first draw alone. The head is made to like it."""
+    for seed in range(4):
+        with liking(kind, 6.0):
+            batch.begin((3, SENTENCES[0], None, DRAWN[kind], seed))
+            uniform = batch.t3._uniform[3].clone()
+            batch.step(TOKENS - 1)
+            expected = upstream_draws(kind, SENTENCES[0], DRAWN[kind], uniform)
+        assert theirs(kind).t3.hp.start_speech_token in expected
+        assert batch.end(3) == expected
+
+
 def test_a_draw_hangs_on_its_seed_and_on_no_neighbour(batch: Batch, kind: str) -> None:
     batch.begin(*((slot, SENTENCES[slot % 4], VOICES[slot % 2], DRAWN[kind], slot % 5) for slot in range(SLOTS)))
     batch.step(TOKENS - 1)
@@ -299,10 +312,9 @@ def test_random_weights_never_draw_an_end_or_a_mark(kind: str) -> None:
     model, hot = ours(kind).t3, Sampling(temperature=50.0, top_k=DRAWN[kind].top_k, top_p=1.0, repetition_penalty=1.0)
     marks = model.hp.start_speech_token
     drew = {}
-    with_bias = mock.patch.object(model, "speech_head", biased(model.speech_head, marks))
     for never_ends in (False, True):
         batch = Batch(kind, never_ends=never_ends)
-        with with_bias:
+        with liking(kind, 100.0, marks):
             batch.begin(*((slot, SENTENCES[0], None, hot, slot) for slot in range(4)))
             batch.step(50)
         drew[never_ends] = [token for slot in range(4) for token in batch.drew[slot]]
@@ -310,13 +322,19 @@ def test_random_weights_never_draw_an_end_or_a_mark(kind: str) -> None:
     assert max(drew[True]) < marks
 
 
-def biased(head: Any, marks: int) -> Any:
-    """A head that likes marks."""
-    likes = torch.nn.Linear(head.in_features, head.out_features)
-    likes.weight.copy_(head.weight)
-    likes.bias.zero_()
-    likes.bias[marks:] = 100.0
-    return likes
+@contextmanager
+def liking(kind: str, bias: float, marks: int | None = None) -> Iterator[None]:
+    """Heads that like all tokens from `marks` on, or the start token alone."""
+    with ExitStack() as patched:
+        for model in (ours(kind).t3, theirs(kind).t3):
+            head = model.speech_head
+            likes = torch.nn.Linear(head.in_features, head.out_features)
+            likes.weight.copy_(head.weight)
+            likes.bias.zero_()
+            start = model.hp.start_speech_token
+            likes.bias[slice(start, start + 1) if marks is None else slice(marks, None)] = bias
+            patched.enter_context(mock.patch.object(model, "speech_head", likes))
+        yield
 
 
 @pytest.mark.parametrize(

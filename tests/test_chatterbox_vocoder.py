@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from chatterbox_fixtures import KINDS, ours, theirs, torch, upstream, upstream_samples
+from chatterbox_fixtures import KINDS, ours, torch, upstream, upstream_samples, voiced
 
 graphs: Any = importlib.import_module("gpu_server.engines.chatterbox.graphs")
 vocoder: Any = importlib.import_module("gpu_server.engines.chatterbox.vocoder")
@@ -43,16 +43,6 @@ def phases(of: Any, seed: int = 1) -> Any:
 
 def whole(of: Any, frames: Any, phases: Any) -> Any:
     return of.make([vocoder.Piece(frames, 0, 0, torch.zeros(0), torch.zeros(()), phases)])
-
-
-def voiced(kind: str, monkeypatch: pytest.MonkeyPatch, hertz: float) -> None:
-    """Random weights find no pitch: give them one that glides, so that there are sine waves."""
-
-    def pitch(frames: Any) -> Any:
-        return hertz + frames[:, 0] * 5
-
-    for model in (ours(kind), theirs(kind)):
-        monkeypatch.setattr(model.s3gen.mel2wav.f0_predictor, "forward", pitch)
 
 
 @pytest.mark.parametrize("hertz", [None, 0.0, 150.0])

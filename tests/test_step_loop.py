@@ -543,7 +543,6 @@ def test_tokens_that_fail_on_their_way_do_not_end_the_loop(speaking: Start) -> N
     assert at.settled()
 
 
-@pytest.mark.xfail(strict=True, reason="all whom the step was drawn for are failed, those who had ended too")
 def test_who_has_all_tokens_does_not_suffer_from_tokens_that_fail_on_their_way(speaking: Start) -> None:
     """Steps are read late: one that was drawn for him too, and that he does not need, is what fails."""
     at = speaking(looks=lambda: 3)
