@@ -181,6 +181,21 @@ def test_streamed_samples_are_those_of_the_whole_mel(
         assert np.abs(heard[sees_all] - expected[sees_all]).max(initial=0) <= 40  # of 32767
 
 
+def test_a_piece_is_made_with_as_much_before_it_as_hift_of_the_full_size_looks_back_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """15 frames, by its kernels and dilations: of mel and of source alike. That of the tests looks less far."""
+    studio, given = Studio("turbo", "masks"), []
+    make = studio.vocoder.make
+    monkeypatch.setattr(studio.vocoder, "make", lambda pieces: given.append(pieces[0]) or make(pieces))
+    studio.say(speech_tokens(240))
+    assert len(given) == 8  # 4, 8, 25, four times 50, and 3
+    for piece in given:
+        emitted = piece.first + piece.begins
+        assert piece.begins >= min(emitted, 15)
+        assert len(piece.source) >= min(emitted, 15) * FRAME
+
+
 @pytest.mark.parametrize("streaming", WAYS)
 def test_no_step_at_a_join_is_larger_than_those_inside(kind: str, streaming: str) -> None:
     for seed in range(3):
