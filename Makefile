@@ -44,7 +44,7 @@ test: check
 	$(BIN)/pytest -n 4 --dist worksteal --reruns 2 --reruns-delay 2 -m 'not alone'
 	$(BIN)/pytest --reruns 2 --reruns-delay 2 -m alone
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.chatterbox
 	$(BIN)/python -m benchmarks
 
 bench-gpu: $(VENV)/.chatterbox

@@ -1,7 +1,7 @@
 """What batching brings the Chatterbox engine: eight texts at once beside one after the other, tiny, on the CPU.
 
 The same engine in one process, in turns, so that the machine's moods hit both. Throughput is seconds of audio a second;
-of the stages it is tokens (T3) and seconds of audio (S3Gen with HiFT) for each second that they computed.
+of the stages, T3 and S3Gen with HiFT, it is seconds of audio for each second that they computed.
 """
 
 import statistics

@@ -70,10 +70,11 @@ async def _keep_asking(client: httpx.AsyncClient, number: int, until: float, ans
     luck = random.Random(number)
     while time.monotonic() < until:
         try:
-            answers[await _ask(client, TEXT * luck.randint(1, 3), leaves=luck.random() < 0.2)] += 1
+            outcome = await _ask(client, TEXT * luck.randint(1, 3), leaves=luck.random() < 0.2)
         except httpx.HTTPError:
-            answers["failed"] += 1
-        if answers["refused"]:
+            outcome = "failed"
+        answers[outcome] += 1
+        if outcome == "refused":
             await asyncio.sleep(luck.uniform(0.0, 0.2))
 
 

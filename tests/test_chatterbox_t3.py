@@ -30,9 +30,6 @@ DRAWN = {
 }
 
 
-_FORGOTTEN = "Turbo forgets that the start token was drawn where it was drawn first of all"
-
-
 @pytest.fixture(autouse=True)
 def inference() -> Iterator[None]:
     with torch.inference_mode(), upstream.quiet():
@@ -283,7 +280,7 @@ def test_with_the_same_random_numbers_the_draws_are_upstreams(batch: Batch, kind
     [
         ("original", None),
         ("turbo", False),
-        pytest.param("turbo", True, marks=pytest.mark.xfail(strict=True, reason=_FORGOTTEN)),
+        ("turbo", True),
     ],
 )
 def test_the_start_token_counts_as_drawn_where_upstream_has_it_so(kind: str, first: bool | None) -> None:

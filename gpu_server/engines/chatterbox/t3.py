@@ -119,7 +119,8 @@ class T3Slots:
         slots = torch.tensor([start.slot for start in starts]).to(self.device)
         self._parameters.set(slots, [start.sampling for start in starts], self._start_token)
         self._read(starts)
-        self._parameters.seen[slots, self._start_token] = self.kind == "original"  # upstream's Turbo forgets it
+        if self.kind == "turbo":  # upstream's forgets it, unless it was drawn first of all
+            self._parameters.seen[slots, self._start_token] = self._token[slots] == self._start_token
         for start in starts:
             self._lengths[start.slot] = start.prefix.length + self._text_length(start) + 1
 
